@@ -1,0 +1,2 @@
+//! The program: parse, call, exit code.
+fn main() {}

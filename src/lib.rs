@@ -1,0 +1,3 @@
+//! cowfs: a copy-on-write union filesystem in user space.
+pub mod sys;
+pub mod union;

@@ -1,0 +1,1 @@
+//! The only `unsafe` of the crate: system calls that rustix lacks, each behind a safe function.

@@ -1,0 +1,7 @@
+//! The engine.
+pub mod engine;
+pub mod error;
+pub mod name;
+pub mod options;
+pub mod types;
+pub use engine::{BranchSource, Layout, Union};
