@@ -1,0 +1,64 @@
+//! The step hook: tests make the n-th change of a branch fail, or let the process die there.
+//!
+//! Every call that changes a branch asks `step` first (they all stand in `branch::dir` and `copyup`), so "at every
+//! instant" can be tried one instant after the other. Armed per thread: tests run beside each other, and a daemon that
+//! nobody armed pays one thread-local read.
+
+use std::cell::Cell;
+
+use crate::union::error::{Errno, Result};
+
+/// What happens at the step that was armed.
+#[derive(Clone, Copy, Debug)]
+pub enum Action {
+    /// The step is not done and returns this errno; later steps go through.
+    Fail(Errno),
+    /// The process ends with status 99 before the step, as by SIGKILL: no destructor runs.
+    Die,
+}
+
+/// The exit status of a process that died at a step.
+pub const DIED: i32 = 99;
+
+#[derive(Clone, Copy)]
+struct Armed {
+    left: usize,
+    action: Option<Action>,
+    seen: usize,
+}
+
+thread_local! {
+    static ARMED: Cell<Option<Armed>> = const { Cell::new(None) };
+}
+
+/// From now on the steps of this thread are counted, and the one with index `at` (from 0) meets `action`.
+/// `arm(usize::MAX, ...)` only counts.
+pub fn arm(at: usize, action: Action) {
+    ARMED.set(Some(Armed { left: at, action: Some(action), seen: 0 }));
+}
+
+/// Back to normal; returns how many steps this thread took since `arm`.
+pub fn disarm() -> usize {
+    ARMED.take().map_or(0, |armed| armed.seen)
+}
+
+/// To be asked before each change of a branch; `what` names it for the log.
+///
+/// # Errors
+/// What `arm` was told to let this step fail with.
+pub(crate) fn step(what: &'static str) -> Result<()> {
+    let Some(mut armed) = ARMED.get() else { return Ok(()) };
+    armed.seen += 1;
+    let now = armed.left == 0;
+    armed.left = armed.left.saturating_sub(1);
+    let action = if now { armed.action.take() } else { None };
+    ARMED.set(Some(armed));
+    match action {
+        None => Ok(()),
+        Some(Action::Fail(errno)) => {
+            log::debug!("fault: {what} fails with {errno}");
+            Err(errno)
+        }
+        Some(Action::Die) => crate::sys::process::exit_now(DIED),
+    }
+}
