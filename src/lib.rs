@@ -1,3 +1,5 @@
 //! cowfs: a copy-on-write union filesystem in user space.
 pub mod sys;
 pub mod union;
+
+pub mod daemon;

@@ -1,0 +1,3 @@
+//! Process life: from a request to a served mount, and its end.
+
+pub mod request;

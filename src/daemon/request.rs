@@ -1,0 +1,89 @@
+//! What a mount is asked to be: the plain result of a command line, and all that the daemon needs to start.
+//!
+//! Nothing here touches the system; paths are as typed, branches already in stack order.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::union::options::Options;
+
+/// One branch as typed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BranchArg {
+    /// Path, unescaped; below `chroot` if that is given.
+    pub path: PathBuf,
+    /// `=RW`, or `upperdir=`.
+    pub writable: bool,
+    /// `.wh.NAME` counts in this read-only branch: `=RO+wh`, or from `lowerdir=`.
+    pub oci_whiteouts: bool,
+}
+
+/// The kernel's own mount flags; each as mount(8) describes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct MountFlags {
+    /// MS_RDONLY: `ro`, or a union without a writable branch.
+    pub read_only: bool,
+    /// `suid` given; off: MS_NOSUID.
+    pub suid: bool,
+    /// `dev` given; off: MS_NODEV.
+    pub dev: bool,
+    /// `noexec`.
+    pub noexec: bool,
+    /// `noatime`.
+    pub noatime: bool,
+    /// `nodiratime`.
+    pub nodiratime: bool,
+    /// `sync`.
+    pub sync: bool,
+    /// `dirsync`.
+    pub dirsync: bool,
+}
+
+/// All that the daemon needs to start.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct MountRequest {
+    /// Branches in stack order: the upper first if there is one, then the lowers, top first.
+    pub branches: Vec<BranchArg>,
+    /// `workdir=`: on the upper's filesystem; stage and index live there.
+    pub workdir: Option<PathBuf>,
+    /// Where the union appears; resolved outside `chroot`. May be `/dev/fd/N`: an already mounted /dev/fuse.
+    pub mountpoint: PathBuf,
+    /// `chroot=`: branch paths are below it, and the daemon's root after the mount.
+    pub chroot: Option<PathBuf>,
+    /// Called as a container engine's mount program (`lowerdir=`).
+    pub container: bool,
+    /// `-f`: stay in the foreground.
+    pub foreground: bool,
+    /// `-d`, `debug`: log every request; stays in the foreground too.
+    pub debug: bool,
+    /// `debug_file=`: log there; opened before `chroot`.
+    pub debug_file: Option<PathBuf>,
+    /// The kernel's flags.
+    pub flags: MountFlags,
+    /// `allow_other`: every user may enter, not only the one who mounted.
+    pub allow_other: bool,
+    /// `allow_root`: the one who mounted and root.
+    pub allow_root: bool,
+    /// The kernel checks permissions (on unless `relaxed_permissions`).
+    pub default_permissions: bool,
+    /// `auto_unmount`: the mount goes away with the daemon, however that ends.
+    pub auto_unmount: bool,
+    /// `fsname=`: the source shown in the mount table; default: the branch list, cut at 200 bytes.
+    pub fsname: Option<String>,
+    /// `subtype=`: the type is shown as `fuse.SUBTYPE`; default `cowfs`.
+    pub subtype: Option<String>,
+    /// `max_files=`: RLIMIT_NOFILE.
+    pub max_files: Option<u64>,
+    /// `threads=`: threads that serve requests; default min(cores, 4), at least 2.
+    pub threads: Option<usize>,
+    /// `entry_timeout=`: how long the kernel may trust a name.
+    pub entry_timeout: Option<Duration>,
+    /// `attr_timeout=`: how long the kernel may trust attributes.
+    pub attr_timeout: Option<Duration>,
+    /// `negative_timeout=`: how long the kernel may trust the absence of a name.
+    pub negative_timeout: Option<Duration>,
+    /// `direct_io`: file data by-passes the kernel's page cache.
+    pub direct_io: bool,
+    /// Settings of the engine.
+    pub engine: Options,
+}
