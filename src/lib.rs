@@ -3,3 +3,5 @@ pub mod sys;
 pub mod union;
 
 pub mod daemon;
+
+pub mod cli;
