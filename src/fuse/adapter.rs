@@ -67,6 +67,14 @@ pub struct Settings {
     pub acl: bool,
 }
 
+impl Default for Settings {
+    /// A second of trust, as libfuse; absence is not trusted.
+    fn default() -> Self {
+        let second = Duration::from_secs(1);
+        Self { entry_ttl: second, attr_ttl: second, negative_ttl: Duration::ZERO, direct_io: false, acl: true }
+    }
+}
+
 /// The engine as fuser sees it.
 pub struct Adapter {
     union: Arc<Union>,
