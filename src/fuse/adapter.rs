@@ -21,7 +21,7 @@ use fuser::{
     ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use crate::fuse::convert::{errno, file_attr, kind, received_device, set_time};
+use crate::fuse::convert::{errno, file_attr, fsxattr, kind, received_device, set_time};
 use crate::union::Union;
 use crate::union::error::{Errno, Result};
 use crate::union::name::NAME_MAX;
@@ -48,6 +48,8 @@ const WANTED: InitFlags = InitFlags::FUSE_PARALLEL_DIROPS
 /// linux/fs.h; the forms of 32-bit programs, whose `long` is shorter, beside them.
 const GETFLAGS: [u32; 2] = [0x8008_6601, 0x8004_6601];
 const SETFLAGS: [u32; 2] = [0x4008_6602, 0x4004_6602];
+/// Before SETFLAGS the kernel asks this one which flags there were; unanswered, chattr(1) would fail.
+const FSGETXATTR: u32 = 0x801c_581f;
 
 /// The kernel's mark on the open(2) flags of an execve; no flag of open(2).
 const FMODE_EXEC: i32 = 0x20;
@@ -503,24 +505,25 @@ impl Filesystem for Adapter {
         reply: ReplyIoctl,
     ) {
         guard("ioctl", || {
-            if GETFLAGS.contains(&command) {
-                match self.union.inode_flags(node(ino)) {
-                    Ok(flags) => {
-                        // The number says `long`, programs and file systems mean `int`: four bytes count.
-                        let mut long = [0; 8];
-                        long[..4].copy_from_slice(&flags.to_ne_bytes());
-                        reply.ioctl(0, &long[..long.len().min(out_size as usize)]);
-                    }
-                    Err(error) => reply.error(errno(error)),
-                }
+            let result = if GETFLAGS.contains(&command) {
+                // The number says `long`, programs and file systems mean `int`: four bytes count.
+                self.union.inode_flags(node(ino)).map(|flags| {
+                    let mut long = [0; 28];
+                    long[..4].copy_from_slice(&flags.to_ne_bytes());
+                    (long, 8)
+                })
+            } else if command == FSGETXATTR {
+                self.union.inode_flags(node(ino)).map(|flags| (fsxattr(flags), 28))
             } else if SETFLAGS.contains(&command) {
-                let Some(flags) = data.first_chunk() else { return reply.error(fuser::Errno::EINVAL) };
-                match self.union.set_inode_flags(node(ino), u32::from_ne_bytes(*flags)) {
-                    Ok(()) => reply.ioctl(0, &[]),
-                    Err(error) => reply.error(errno(error)),
-                }
+                let flags = data.first_chunk().ok_or(Errno::INVAL);
+                let result = flags.and_then(|flags| self.union.set_inode_flags(node(ino), u32::from_ne_bytes(*flags)));
+                result.map(|()| ([0; 28], 0))
             } else {
-                reply.error(fuser::Errno::ENOTTY);
+                Err(Errno::NOTTY)
+            };
+            match result {
+                Ok((out, length)) => reply.ioctl(0, &out[..(out_size as usize).min(length)]),
+                Err(error) => reply.error(errno(error)),
             }
         });
     }

@@ -100,6 +100,26 @@ pub fn file_attr(attr: &Attr) -> fuser::FileAttr {
     }
 }
 
+/// FS_*_FL and FS_XFLAG_*, one for the other, as the kernel's `fileattr_fill_flags` pairs them (linux/fs.h).
+const FLAG_PAIRS: [(u32, u32); 7] = [
+    (0x8, 0x20),          // SYNC
+    (0x10, 0x8),          // IMMUTABLE
+    (0x20, 0x10),         // APPEND
+    (0x40, 0x80),         // NODUMP
+    (0x80, 0x40),         // NOATIME
+    (0x200_0000, 0x8000), // DAX
+    (0x2000_0000, 0x200), // PROJINHERIT
+];
+
+/// A `struct fsxattr` that says what inode flags (FS_*_FL) say; no project, no extent size.
+pub fn fsxattr(flags: u32) -> [u8; 28] {
+    let pairs = FLAG_PAIRS.iter().filter(|(flag, _)| flags & flag != 0);
+    let xflags = pairs.fold(0, |xflags, (_, xflag)| xflags | xflag);
+    let mut fsxattr = [0; 28];
+    fsxattr[..4].copy_from_slice(&u32::to_ne_bytes(xflags));
+    fsxattr
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -217,6 +237,15 @@ mod tests {
         ] {
             assert_eq!(file_attr(&Attr { mode, ..attr }).kind, expected, "{mode:o}");
         }
+    }
+
+    #[test]
+    fn extended_flags() {
+        let xflags = |flags| u32::from_ne_bytes(*fsxattr(flags).first_chunk().unwrap());
+        assert_eq!(xflags(0), 0);
+        assert_eq!(xflags(0x8_0000), 0, "EXTENTS has no counterpart");
+        assert_eq!(xflags(0x10 | 0x20 | 0x40), 0x8 | 0x10 | 0x80);
+        assert!(fsxattr(u32::MAX)[4..].iter().all(|&byte| byte == 0));
     }
 
     #[test]
