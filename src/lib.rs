@@ -2,4 +2,8 @@
 pub mod sys;
 pub mod union;
 
+pub mod fuse;
+
 pub mod daemon;
+
+pub mod cli;

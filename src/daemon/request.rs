@@ -50,7 +50,8 @@ pub struct MountRequest {
     pub mountpoint: PathBuf,
     /// `chroot=`: branch paths are below it, and the daemon's root after the mount.
     pub chroot: Option<PathBuf>,
-    /// Called as a container engine's mount program (`lowerdir=`).
+    /// Called as a container engine's mount program (`lowerdir=`). Engines do not spell out what they count on: for
+    /// root this means `allow_other` too (fuse-overlayfs's default); `flags.suid` already says `suid`.
     pub container: bool,
     /// `-f`: stay in the foreground.
     pub foreground: bool,
@@ -66,6 +67,9 @@ pub struct MountRequest {
     pub allow_root: bool,
     /// The kernel checks permissions (on unless `relaxed_permissions`).
     pub default_permissions: bool,
+    /// `noacl`: the kernel is not told that POSIX ACLs are honoured. So it must be with `relaxed_permissions`, because
+    /// ACLs make the kernel check permissions whatever was asked.
+    pub noacl: bool,
     /// `auto_unmount`: the mount goes away with the daemon, however that ends.
     pub auto_unmount: bool,
     /// `fsname=`: the source shown in the mount table; default: the branch list, cut at 200 bytes.

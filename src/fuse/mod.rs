@@ -1,0 +1,8 @@
+//! fuser on one side, the engine on the other: requests in, answers out, and no decision in between.
+//!
+//! Whatever is odd about the protocol or about fuser stays in here; `union/` never sees a type of fuser's.
+
+pub mod adapter;
+pub mod convert;
+
+pub use adapter::{Adapter, Settings};
