@@ -2,4 +2,6 @@
 pub mod sys;
 pub mod union;
 
+pub mod fuse;
+
 pub mod daemon;

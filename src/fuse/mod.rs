@@ -1,0 +1,4 @@
+//! The engine's answers in the kernel's protocol.
+
+pub mod adapter;
+pub mod session;
