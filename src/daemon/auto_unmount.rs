@@ -1,14 +1,14 @@
-//! `auto_unmount` for root: a tiny process that takes the mount off when the daemon has ended, however it ended.
+//! `auto_unmount`: a tiny process that takes the mount off when the daemon has ended, however it ended.
 //!
 //! It holds one end of a pipe and the mountpoint's parent, nothing else; above all no /dev/fuse, which would keep the
-//! connection alive. (For an ordinary user fusermount3 does this.)
+//! connection alive.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 
-use crate::daemon::mountpoint::Attached;
+use crate::daemon::attached::Attached;
 use crate::daemon::stdio::Null;
 use crate::sys::process::{Forked, close_others, exit_now, fork, ignore_termination};
 

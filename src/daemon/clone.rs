@@ -11,7 +11,8 @@ use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
 
-use crate::daemon::overlap::{Overlaps, mount_id};
+use crate::daemon::lineage::{mount_id, path_of};
+use crate::daemon::overlap::Overlaps;
 use crate::daemon::resolve::{Checked, Id, Place, Resolved, describe};
 use crate::sys::mount::{Attributes, set_attributes};
 
@@ -60,7 +61,7 @@ fn clone_one(place: &mut Place, read_only: bool) -> Result<(), Errno> {
 
 /// Clones the mount that holds both once: rename(2) and link(2) do not cross mounts, not even of one filesystem.
 fn clone_together(upper: &mut Place, workdir: &mut Place) -> Result<(), Errno> {
-    let (up, work) = (path_of(&upper.fd)?, path_of(&workdir.fd)?);
+    let (up, work) = (path_of(upper.fd.as_fd())?, path_of(workdir.fd.as_fd())?);
     let common: PathBuf = up.components().zip(work.components()).take_while(|(a, b)| a == b).map(|(a, _)| a).collect();
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let around = rustix::fs::openat(CWD, &common, flags, Mode::empty())?;
@@ -90,12 +91,4 @@ fn clone_tree(root: &OwnedFd, read_only: bool) -> Result<OwnedFd, Errno> {
         let _ = set_attributes(tree.as_fd(), Attributes { no_atime: true, ..Attributes::default() });
     }
     Ok(tree)
-}
-
-/// The absolute path of a directory, as the kernel knows it.
-fn path_of(fd: &OwnedFd) -> Result<PathBuf, Errno> {
-    use std::os::fd::AsRawFd;
-    use std::os::unix::ffi::OsStringExt;
-    let link = rustix::fs::readlinkat(CWD, format!("/proc/self/fd/{}", fd.as_raw_fd()), Vec::new())?;
-    Ok(PathBuf::from(std::ffi::OsString::from_vec(link.into_bytes())))
 }

@@ -1,6 +1,7 @@
 //! Mounting as an ordinary user, with the setuid program fusermount3: it mounts and hands the /dev/fuse over a socket.
 //!
-//! Its messages go to our standard error as they are. Used during start-up and after the last request only.
+//! Its messages go to our standard error as they are. Used during start-up and after the last request only. Its own
+//! `auto_unmount` is not used: without allow_other it cannot tell that the mount is dead, and leaves it.
 
 use std::ffi::OsString;
 use std::io::IoSliceMut;
@@ -26,15 +27,6 @@ const PLACES: [&str; 5] = ["/usr/bin", "/bin", "/usr/local/bin", "/usr/sbin", "/
 /// The program, found.
 #[derive(Clone, Debug)]
 pub(crate) struct Fusermount(PathBuf);
-
-/// A mount that fusermount3 made. Dropped, it is unmounted, unless `keep` was called.
-#[derive(Debug)]
-pub(crate) struct UserMount {
-    program: Fusermount,
-    path: PathBuf,
-    /// While it is open, fusermount3 waits with `auto_unmount`.
-    _link: Option<OwnedFd>,
-}
 
 impl Fusermount {
     /// Looks for the program.
@@ -62,7 +54,7 @@ impl Fusermount {
     ///
     /// # Errors
     /// A line; fusermount3's own message stands before it on standard error.
-    pub(crate) fn mount(&self, request: &MountRequest, directory: &Directory) -> Checked<(OwnedFd, UserMount)> {
+    pub(crate) fn mount(&self, request: &MountRequest, directory: &Directory) -> Checked<OwnedFd> {
         let fault = |what: &str, errno: Errno| format!("cannot run {:?}: {what}: {}", self.0, describe(errno));
         let pair = |flags| socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None);
         // No second thread runs yet, so nobody else's child can inherit the end without CLOEXEC.
@@ -90,15 +82,10 @@ impl Fusermount {
                 ));
             }
         };
-        let mut mount = UserMount { program: self.clone(), path: directory.path.clone(), _link: None };
-        if request.auto_unmount {
-            mount._link = Some(ours);
-        } else {
-            drop(ours);
-            // The mount stands, whatever the program says now.
-            let _ = child.wait();
-        }
-        Ok((device, mount))
+        drop(ours);
+        // The mount stands, whatever the program says now.
+        let _ = child.wait();
+        Ok(device)
     }
 
     /// Takes a mount off, lazily.
@@ -118,16 +105,6 @@ impl Fusermount {
     }
 }
 
-impl UserMount {
-    /// Takes the mount off.
-    ///
-    /// # Errors
-    /// As `Fusermount::unmount`.
-    pub(crate) fn detach(&self) -> Result<(), Errno> {
-        self.program.unmount(&self.path)
-    }
-}
-
 /// The options that fusermount3 knows, in its own spelling.
 fn options(request: &MountRequest) -> OsString {
     let flags = request.flags;
@@ -141,7 +118,6 @@ fn options(request: &MountRequest) -> OsString {
         (flags.dirsync, "dirsync"),
         (request.default_permissions, "default_permissions"),
         (request.allow_other || request.allow_root, "allow_other"),
-        (request.auto_unmount, "auto_unmount"),
     ];
     list.extend(words.into_iter().filter(|(wanted, _)| *wanted).map(|(_, word)| word.to_owned()));
     list.push(format!("fsname={}", escape(&source(request))));
@@ -181,15 +157,10 @@ mod tests {
 
     #[test]
     fn options_in_its_spelling() {
-        let request = MountRequest {
-            fsname: Some("a,b\\c".into()),
-            default_permissions: true,
-            auto_unmount: true,
-            ..Default::default()
-        };
+        let request = MountRequest { fsname: Some("a,b\\c".into()), default_permissions: true, ..Default::default() };
         assert_eq!(
             options(&request),
-            std::ffi::OsStr::new("rw,nosuid,nodev,default_permissions,auto_unmount,fsname=a\\,b\\\\c,subtype=cowfs")
+            std::ffi::OsStr::new("rw,nosuid,nodev,default_permissions,fsname=a\\,b\\\\c,subtype=cowfs")
         );
     }
 }

@@ -8,12 +8,13 @@ use std::path::Path;
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 
+use crate::daemon::attached::{Attached, Spot};
 use crate::daemon::auto_unmount;
-use crate::daemon::fusermount::{Fusermount, UserMount};
+use crate::daemon::fusermount::Fusermount;
 use crate::daemon::mount::{self, Detached};
-use crate::daemon::mountpoint::{Attached, Directory, Mountpoint, device_number};
+use crate::daemon::mountpoint::{Directory, Mountpoint, device_number};
 use crate::daemon::request::MountRequest;
-use crate::daemon::resolve::Checked;
+use crate::daemon::resolve::{Checked, describe};
 use crate::daemon::stdio::Null;
 
 /// How this process comes to a /dev/fuse.
@@ -32,10 +33,8 @@ pub(crate) enum Means {
 pub(crate) enum Mount {
     /// Made, but nowhere yet.
     Detached(Detached, Directory),
-    /// On its place, by our own doing.
+    /// On its place.
     Attached(Attached),
-    /// On its place, by fusermount3's doing.
-    User(UserMount),
     /// Not ours to take off, or taken off already.
     Foreign,
 }
@@ -49,14 +48,14 @@ impl Means {
         if device_number(mountpoint).is_some() {
             return Ok(Self::Given);
         }
-        match mount::begin()? {
-            Some(context) => {
-                // Opened once more for use; here so that nothing has been touched when it cannot be.
-                mount::open_device()?;
-                Ok(Self::Direct(context))
-            }
-            None => Fusermount::find().map(Self::Helper),
-        }
+        let means = match mount::begin()? {
+            Some(context) => Self::Direct(context),
+            None => Self::Helper(Fusermount::find()?),
+        };
+        // It is opened once more for use; here so that nothing has been touched when it cannot be. fusermount3 opens it
+        // with its caller's permissions too.
+        mount::open_device()?;
+        Ok(means)
     }
 
     /// Takes away a dead union of an earlier daemon.
@@ -83,8 +82,11 @@ impl Means {
                 Ok((device, Mount::Detached(detached, directory)))
             }
             (Self::Helper(program), Mountpoint::Directory(directory)) => {
-                let (device, mount) = program.mount(request, &directory)?;
-                Ok((device, Mount::User(mount)))
+                let place = |errno| format!("cannot look at {:?}: {}", directory.place.label, describe(errno));
+                let spot = Spot::of(&directory).map_err(place)?;
+                let device = program.mount(request, &directory)?;
+                let dev = spot.device().map_err(place)?;
+                Ok((device, Mount::Attached(Attached::new(spot, dev, Some(program)))))
             }
             (Self::Given, Mountpoint::Directory(directory)) => {
                 Err(format!("mountpoint {:?} is no /dev/fd/N", directory.place.label))
@@ -114,14 +116,11 @@ impl Mount {
         match std::mem::replace(self, Self::Foreign) {
             Self::Detached(..) => Ok(()),
             Self::Attached(attached) => attached.detach(),
-            Self::User(mount) => mount.detach(),
             Self::Foreign => Err(Errno::OPNOTSUPP),
         }
     }
 
     /// Starts the process that takes the mount off when this one has died; the result is to be kept for life.
-    ///
-    /// fusermount3 was told at the mount, and a foreign mount is left alone.
     pub(crate) fn watch(&self, null: &Null) -> Result<Option<OwnedFd>, Errno> {
         match self {
             Self::Attached(attached) => auto_unmount::start(attached, null).map(Some),

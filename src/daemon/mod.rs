@@ -1,10 +1,12 @@
 //! Process life: from a request to a served mount, and its end.
 
+mod attached;
 mod auto_unmount;
 mod clone;
 mod fusermount;
 mod launch;
 mod limits;
+mod lineage;
 mod lock;
 mod logger;
 mod means;

@@ -12,7 +12,8 @@ use rustix::mount::{
     fsmount, fsopen, move_mount,
 };
 
-use crate::daemon::mountpoint::{Attached, Directory, device_of};
+use crate::daemon::attached::{Attached, Device, Spot, device_of};
+use crate::daemon::mountpoint::Directory;
 use crate::daemon::request::{MountFlags, MountRequest};
 use crate::daemon::resolve::{Checked, describe};
 
@@ -26,7 +27,7 @@ const LONGEST_DEFAULT: usize = 200;
 #[derive(Debug)]
 pub(crate) struct Detached {
     root: OwnedFd,
-    dev: (u32, u32),
+    dev: Device,
 }
 
 /// Whether this process may mount by itself: the file system context to go on with, or `None` where only fusermount3
@@ -161,17 +162,12 @@ impl Detached {
     /// A line that quotes the mountpoint.
     pub(crate) fn attach(self, directory: &Directory) -> Checked<Option<Attached>> {
         let label = &directory.place.label;
-        let attached = match Attached::remember(directory, self.dev) {
-            Ok(attached) => Some(attached),
-            Err(errno) => {
-                log::info!("the union on {label:?} can only be unmounted from outside: {}", describe(errno));
-                None
-            }
-        };
+        let spot = Spot::of(directory)
+            .inspect_err(|errno| log::info!("the union on {label:?} is to be unmounted from outside: {errno}"));
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
         move_mount(&self.root, "", &directory.place.fd, "", flags)
             .map_err(|errno| format!("cannot mount on {label:?}: {}", describe(errno)))?;
-        Ok(attached)
+        Ok(spot.ok().map(|spot| Attached::new(spot, self.dev, None)))
     }
 }
 

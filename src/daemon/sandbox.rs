@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 use rustix::process::{chdir, chroot, fchdir};
 
-use crate::daemon::overlap::mount_id;
+use crate::daemon::lineage::mount_id;
 use crate::daemon::resolve::{Checked, Id, Place, describe};
 
 /// A root to go to.
@@ -37,11 +37,6 @@ impl Sandbox {
             },
         };
         Self { root }
-    }
-
-    /// The empty directory or that of `chroot=`.
-    pub(crate) fn root(&self) -> Option<&OwnedFd> {
-        self.root.as_ref().map(|(root, _)| root)
     }
 
     /// Moves the process there.
