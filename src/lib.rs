@@ -5,3 +5,5 @@ pub mod union;
 pub mod fuse;
 
 pub mod daemon;
+
+pub mod cli;

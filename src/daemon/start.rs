@@ -135,7 +135,15 @@ fn open_connection(union: Arc<Union>, device: OwnedFd, request: &MountRequest) -
         (false, true) => Audience::OwnerAndRoot,
         (false, false) => Audience::Owner,
     };
-    connect(Adapter::new(union, Settings::default()), device, audience, request.threads)
+    let default = Settings::default();
+    let settings = Settings {
+        entry_ttl: request.entry_timeout.unwrap_or(default.entry_ttl),
+        attr_ttl: request.attr_timeout.unwrap_or(default.attr_ttl),
+        negative_ttl: request.negative_timeout.unwrap_or(default.negative_ttl),
+        direct_io: request.direct_io,
+        acl: !request.noacl,
+    };
+    connect(Adapter::new(union, settings), device, audience, request.threads)
         .map_err(|error| format!("the kernel's first message could not be answered: {error}"))
 }
 

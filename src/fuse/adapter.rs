@@ -1,49 +1,646 @@
-//! STUB until the real one lands: a root directory and nothing in it.
+//! Each request of fuser's: unpack it, ask the engine, pack the answer.
+//!
+//! Invariants: every request is answered exactly once; a panic below ends in EIO and a line in the log, never in the
+//! end of a thread, because a dead daemon is a dead machine for its tenant.
+//!
+//! Not here: any notion of branches (the engine), values in the two sides' words (`convert`), threads and the life of
+//! the connection (`session`).
+
+use std::cell::RefCell;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
-use fuser::{Errno, FileAttr, FileHandle, FileType, Filesystem, INodeNo, ReplyAttr, Request};
+use fuser::{
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
+    IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr,
+    ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek,
+    ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
 
+use crate::fuse::convert::{errno, file_attr, fsxattr, kind, received_device, set_time};
 use crate::union::Union;
+use crate::union::error::{Errno, Result};
+use crate::union::name::NAME_MAX;
+use crate::union::types::{Attr, Caller, Entry, HandleId, Ino, NodeId, SetAttr, Time};
 
-/// Serves a union.
-pub struct Adapter {
-    _union: Arc<Union>,
+/// The largest request of data that the kernel may send or ask for, in bytes; it has no larger ones.
+const MAX_DATA: u32 = 1 << 20;
+
+/// The longest value, and the longest list of names, of extended attributes, in bytes: XATTR_SIZE_MAX, XATTR_LIST_MAX.
+const MAX_XATTR: usize = 64 << 10;
+
+/// Asked for where the kernel offers it.
+///
+/// Left out on purpose: locks (fuser cannot tell flock from POSIX locks, the kernel's own are right on one machine);
+/// WRITEBACK_CACHE (excludes passthrough); SETXATTR_EXT (fuser 0.18 panics on it).
+const WANTED: InitFlags = InitFlags::FUSE_PARALLEL_DIROPS
+    .union(InitFlags::FUSE_ATOMIC_O_TRUNC)
+    .union(InitFlags::FUSE_CACHE_SYMLINKS)
+    .union(InitFlags::FUSE_AUTO_INVAL_DATA)
+    .union(InitFlags::FUSE_DONT_MASK)
+    .union(InitFlags::FUSE_HAS_IOCTL_DIR)
+    .union(InitFlags::FUSE_ASYNC_DIO);
+
+/// linux/fs.h; the forms of 32-bit programs, whose `long` is shorter, beside them.
+const GETFLAGS: [u32; 2] = [0x8008_6601, 0x8004_6601];
+const SETFLAGS: [u32; 2] = [0x4008_6602, 0x4004_6602];
+/// Before SETFLAGS the kernel asks this one which flags there were; unanswered, chattr(1) would fail.
+const FSGETXATTR: u32 = 0x801c_581f;
+
+/// The kernel's mark on the open(2) flags of an execve; no flag of open(2).
+const FMODE_EXEC: i32 = 0x20;
+
+/// What the answers tell the kernel beside the facts.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// How long a name may be trusted.
+    pub entry_ttl: Duration,
+    /// How long attributes may be trusted.
+    pub attr_ttl: Duration,
+    /// How long the absence of a name may be trusted; zero: not at all.
+    pub negative_ttl: Duration,
+    /// File data by-passes the page cache.
+    pub direct_io: bool,
+    /// POSIX ACLs are honoured (the kernel then checks all permissions, whatever else was asked).
+    pub acl: bool,
 }
 
-/// How.
-#[derive(Clone, Debug, Default)]
-pub struct Settings {}
-
-impl Adapter {
-    /// Makes one.
-    pub fn new(union: Arc<Union>, _settings: Settings) -> Self {
-        Self { _union: union }
+impl Default for Settings {
+    /// A second of trust, as libfuse; absence is not trusted.
+    fn default() -> Self {
+        let second = Duration::from_secs(1);
+        Self { entry_ttl: second, attr_ttl: second, negative_ttl: Duration::ZERO, direct_io: false, acl: true }
     }
 }
 
-impl Filesystem for Adapter {
-    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        if ino != INodeNo::ROOT {
-            return reply.error(Errno::ENOENT);
+/// The engine as fuser sees it.
+pub struct Adapter {
+    union: Arc<Union>,
+    settings: Settings,
+}
+
+impl Adapter {
+    /// Serves this union.
+    pub fn new(union: impl Into<Arc<Union>>, settings: Settings) -> Self {
+        Self { union: union.into(), settings }
+    }
+
+    /// What an entry's answer carries: attributes, and how long to trust them.
+    ///
+    /// fuser sends `attr.ino` as the node id. Where the two differ (the root's other name, a split inode, two inodes
+    /// of one number) the node id has to go there, and nothing of the attributes may be trusted: the kernel asks again
+    /// before it shows them, and `getattr` tells the true number.
+    fn entry(&self, entry: &Entry) -> (fuser::FileAttr, Duration) {
+        let attr = file_attr(&entry.attr);
+        if entry.node.0 == entry.attr.ino.0 {
+            (attr, self.settings.attr_ttl)
+        } else {
+            (fuser::FileAttr { ino: INodeNo(entry.node.0), ..attr }, Duration::ZERO)
         }
-        let attr = FileAttr {
-            ino,
-            size: 0,
-            blocks: 0,
-            atime: UNIX_EPOCH,
-            mtime: UNIX_EPOCH,
-            ctime: UNIX_EPOCH,
-            crtime: UNIX_EPOCH,
-            kind: FileType::Directory,
-            perm: 0o755,
-            nlink: 1,
-            uid: 0,
-            gid: 0,
-            rdev: 0,
-            blksize: 4096,
-            flags: 0,
-        };
-        reply.attr(&Duration::from_secs(1), &attr);
+    }
+
+    fn reply_entry(&self, result: Result<Entry>, reply: ReplyEntry) {
+        match result {
+            Ok(entry) => {
+                let (attr, attr_ttl) = self.entry(&entry);
+                reply.entry_with_ttls(&attr_ttl, &self.settings.entry_ttl, &attr, Generation(0));
+            }
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn reply_attr(&self, result: Result<Attr>, reply: ReplyAttr) {
+        match result {
+            Ok(attr) => reply.attr(&self.settings.attr_ttl, &file_attr(&attr)),
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn open_flags(&self) -> FopenFlags {
+        if self.settings.direct_io { FopenFlags::FOPEN_DIRECT_IO } else { FopenFlags::empty() }
+    }
+}
+
+/// Runs the body of a request. If it panics its reply object is dropped, which makes fuser answer EIO.
+fn guard(request: &str, body: impl FnOnce()) {
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(body)) {
+        let message = panic.downcast_ref::<&str>().copied();
+        let message = message.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+        log::error!("{request}: panic: {}; answered EIO", message.unwrap_or("(no message)"));
+    }
+}
+
+fn node(ino: INodeNo) -> NodeId {
+    NodeId(ino.0)
+}
+
+fn handle(handle: FileHandle) -> HandleId {
+    HandleId(handle.0)
+}
+
+fn caller(request: &Request, umask: u32) -> Caller {
+    Caller { uid: request.uid(), gid: request.gid(), umask }
+}
+
+fn reply_empty(result: Result<()>, reply: ReplyEmpty) {
+    match result {
+        Ok(()) => reply.ok(),
+        Err(error) => reply.error(errno(error)),
+    }
+}
+
+fn reply_written(result: Result<usize>, reply: ReplyWrite) {
+    match result {
+        // No request is longer than an u32, so no result is.
+        Ok(length) => reply.written(u32::try_from(length).unwrap_or(u32::MAX)),
+        Err(error) => reply.error(errno(error)),
+    }
+}
+
+/// `size` 0 asks for the length; a value that does not fit is ERANGE, as getxattr(2) and listxattr(2).
+fn reply_xattr(result: Result<Vec<u8>>, size: u32, reply: ReplyXattr) {
+    match result {
+        Ok(value) if value.len() > MAX_XATTR => reply.error(fuser::Errno::E2BIG),
+        Ok(value) if size == 0 => reply.size(value.len() as u32),
+        Ok(value) if value.len() > size as usize => reply.error(fuser::Errno::ERANGE),
+        Ok(value) => reply.data(&value),
+        Err(error) => reply.error(errno(error)),
+    }
+}
+
+/// Lends a buffer of `size` bytes that the thread keeps, up to the size of the largest request.
+fn with_buffer<T>(size: usize, body: impl FnOnce(&mut [u8]) -> T) -> T {
+    thread_local! {
+        static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    }
+    if size > MAX_DATA as usize {
+        return body(&mut vec![0; size]);
+    }
+    BUFFER.with_borrow_mut(|buffer| {
+        if buffer.len() < size {
+            buffer.resize(size, 0);
+        }
+        body(&mut buffer[..size])
+    })
+}
+
+/// The attributes of nothing: node id 0 means that the name is absent, and may be trusted to be.
+fn absent() -> fuser::FileAttr {
+    let time = Time::default();
+    file_attr(&Attr {
+        ino: Ino(0),
+        size: 0,
+        blocks: 0,
+        atime: time,
+        mtime: time,
+        ctime: time,
+        mode: 0,
+        nlink: 0,
+        uid: 0,
+        gid: 0,
+        rdev: (0, 0),
+        blksize: 0,
+    })
+}
+
+impl Filesystem for Adapter {
+    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
+        let acl = if self.settings.acl { InitFlags::FUSE_POSIX_ACL } else { InitFlags::empty() };
+        let wanted = config.capabilities() & WANTED.union(acl);
+        if let Err(missing) = config.add_capabilities(wanted) {
+            log::warn!("the kernel offers {missing:?} and refuses it");
+        }
+        if let Err(nearest) = config.set_max_write(MAX_DATA) {
+            log::warn!("writes of {MAX_DATA} bytes are refused; {nearest} would do");
+        }
+        Ok(())
+    }
+
+    fn destroy(&mut self) {
+        guard("destroy", || self.union.close());
+    }
+
+    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        guard("lookup", || match self.union.lookup(node(parent), name) {
+            Err(Errno::NOENT) if !self.settings.negative_ttl.is_zero() => {
+                reply.entry(&self.settings.negative_ttl, &absent(), Generation(0));
+            }
+            result => self.reply_entry(result, reply),
+        });
+    }
+
+    fn forget(&self, _: &Request, ino: INodeNo, count: u64) {
+        guard("forget", || self.union.forget(node(ino), count));
+    }
+
+    fn getattr(&self, _: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
+        guard("getattr", || self.reply_attr(self.union.getattr(node(ino), fh.map(handle)), reply));
+    }
+
+    // The change time is never set: the kernel sends one only with a write-back cache, which is off.
+    fn setattr(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        guard("setattr", || {
+            let set = SetAttr {
+                mode: mode.map(|mode| mode & 0o7777),
+                uid,
+                gid,
+                size,
+                atime: atime.map(set_time),
+                mtime: mtime.map(set_time),
+            };
+            self.reply_attr(self.union.setattr(node(ino), fh.map(handle), &set, &caller(request, 0)), reply);
+        });
+    }
+
+    fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
+        guard("readlink", || match self.union.readlink(node(ino)) {
+            Ok(target) => reply.data(&target),
+            Err(error) => reply.error(errno(error)),
+        });
+    }
+
+    fn mknod(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        guard("mknod", || {
+            let rdev = received_device(rdev);
+            let result = self.union.mknod(node(parent), name, mode, rdev, &caller(request, umask));
+            self.reply_entry(result, reply);
+        });
+    }
+
+    fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
+        guard("mkdir", || {
+            self.reply_entry(self.union.mkdir(node(parent), name, mode, &caller(request, umask)), reply);
+        });
+    }
+
+    fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        guard("unlink", || reply_empty(self.union.unlink(node(parent), name), reply));
+    }
+
+    fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        guard("rmdir", || reply_empty(self.union.rmdir(node(parent), name), reply));
+    }
+
+    fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        guard("symlink", || {
+            let result = self.union.symlink(node(parent), name, target.as_os_str(), &caller(request, 0));
+            self.reply_entry(result, reply);
+        });
+    }
+
+    fn rename(
+        &self,
+        _: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        newparent: INodeNo,
+        newname: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        guard("rename", || {
+            reply_empty(self.union.rename(node(parent), name, node(newparent), newname, flags.bits()), reply);
+        });
+    }
+
+    fn link(&self, _: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
+        guard("link", || self.reply_entry(self.union.link(node(ino), node(newparent), newname), reply));
+    }
+
+    fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        guard("open", || match self.union.open_file(node(ino), flags.0 & !FMODE_EXEC, &caller(request, 0)) {
+            Ok(handle) => reply.opened(FileHandle(handle.0), self.open_flags()),
+            Err(error) => reply.error(errno(error)),
+        });
+    }
+
+    fn create(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        guard("create", || match self.union.create(node(parent), name, mode, flags, &caller(request, umask)) {
+            Ok((entry, handle)) => {
+                // This answer has one time for both; the shorter one is right for both.
+                let (attr, attr_ttl) = self.entry(&entry);
+                let ttl = attr_ttl.min(self.settings.entry_ttl);
+                reply.created(&ttl, &attr, Generation(0), FileHandle(handle.0), self.open_flags());
+            }
+            Err(error) => reply.error(errno(error)),
+        });
+    }
+
+    fn read(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        guard("read", || {
+            with_buffer(size as usize, |buffer| match self.union.read(handle(fh), offset, buffer) {
+                Ok(length) => reply.data(&buffer[..length]),
+                Err(error) => reply.error(errno(error)),
+            });
+        });
+    }
+
+    fn write(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        _write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        guard("write", || reply_written(self.union.write(handle(fh), offset, data), reply));
+    }
+
+    fn flush(&self, _: &Request, _: INodeNo, fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
+        guard("flush", || reply_empty(self.union.flush(handle(fh)), reply));
+    }
+
+    fn release(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        guard("release", || {
+            self.union.release(handle(fh));
+            reply.ok();
+        });
+    }
+
+    fn fsync(&self, _: &Request, _: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
+        guard("fsync", || reply_empty(self.union.fsync(handle(fh), datasync), reply));
+    }
+
+    fn opendir(&self, _: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        guard("opendir", || match self.union.opendir(node(ino)) {
+            Ok(handle) => reply.opened(FileHandle(handle.0), FopenFlags::empty()),
+            Err(error) => reply.error(errno(error)),
+        });
+    }
+
+    fn readdir(&self, _: &Request, _: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        guard("readdir", || {
+            let mut listed = false;
+            let result = self.union.readdir(handle(fh), offset, &mut |entry| {
+                let name = OsStr::from_bytes(entry.name);
+                let full = reply.add(INodeNo(entry.ino.0), entry.next, kind(entry.kind), name);
+                listed |= !full;
+                !full
+            });
+            match result {
+                // What was listed before the error reaches the caller first, as with getdents(2).
+                Err(error) if !listed => reply.error(errno(error)),
+                _ => reply.ok(),
+            }
+        });
+    }
+
+    fn releasedir(&self, _: &Request, _: INodeNo, fh: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
+        guard("releasedir", || {
+            self.union.releasedir(handle(fh));
+            reply.ok();
+        });
+    }
+
+    fn fsyncdir(&self, _: &Request, _: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
+        guard("fsyncdir", || reply_empty(self.union.fsyncdir(handle(fh), datasync), reply));
+    }
+
+    fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
+        guard("statfs", || match self.union.statfs() {
+            Ok(fs) => {
+                let names = NAME_MAX as u32;
+                reply.statfs(fs.blocks, fs.bfree, fs.bavail, fs.files, fs.ffree, fs.bsize, names, fs.frsize);
+            }
+            Err(error) => reply.error(errno(error)),
+        });
+    }
+
+    fn setxattr(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        guard("setxattr", || reply_empty(self.union.setxattr(node(ino), name, value, flags), reply));
+    }
+
+    fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        guard("getxattr", || reply_xattr(self.union.getxattr(node(ino), name), size, reply));
+    }
+
+    fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        guard("listxattr", || reply_xattr(self.union.listxattr(node(ino)), size, reply));
+    }
+
+    fn removexattr(&self, _: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        guard("removexattr", || reply_empty(self.union.removexattr(node(ino), name), reply));
+    }
+
+    fn ioctl(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        _flags: IoctlFlags,
+        command: u32,
+        data: &[u8],
+        out_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        guard("ioctl", || {
+            let result = if GETFLAGS.contains(&command) {
+                // The number says `long`, programs and file systems mean `int`: four bytes count.
+                self.union.inode_flags(node(ino)).map(|flags| {
+                    let mut long = [0; 28];
+                    long[..4].copy_from_slice(&flags.to_ne_bytes());
+                    (long, 8)
+                })
+            } else if command == FSGETXATTR {
+                self.union.inode_flags(node(ino)).map(|flags| (fsxattr(flags), 28))
+            } else if SETFLAGS.contains(&command) {
+                let flags = data.first_chunk().ok_or(Errno::INVAL);
+                let result = flags.and_then(|flags| self.union.set_inode_flags(node(ino), u32::from_ne_bytes(*flags)));
+                result.map(|()| ([0; 28], 0))
+            } else {
+                Err(Errno::NOTTY)
+            };
+            match result {
+                Ok((out, length)) => reply.ioctl(0, &out[..(out_size as usize).min(length)]),
+                Err(error) => reply.error(errno(error)),
+            }
+        });
+    }
+
+    fn fallocate(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        guard("fallocate", || reply_empty(self.union.fallocate(handle(fh), mode, offset, length), reply));
+    }
+
+    fn lseek(&self, _: &Request, _: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+        guard("lseek", || match self.union.lseek(handle(fh), offset, whence) {
+            Ok(offset) => reply.offset(offset),
+            Err(error) => reply.error(errno(error)),
+        });
+    }
+
+    fn copy_file_range(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        from: FileHandle,
+        from_offset: u64,
+        _: INodeNo,
+        to: FileHandle,
+        to_offset: u64,
+        length: u64,
+        _flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        guard("copy_file_range", || {
+            // The answer has 32 bits for the length; copying less is allowed.
+            let length = length.min(u64::from(u32::MAX));
+            let result = self.union.copy_file_range(handle(from), from_offset, handle(to), to_offset, length);
+            reply_written(result, reply);
+        });
+    }
+
+    // Below: what the kernel does by itself once it has heard ENOSYS.
+
+    fn access(&self, _: &Request, _: INodeNo, _: AccessFlags, reply: ReplyEmpty) {
+        reply.error(fuser::Errno::ENOSYS);
+    }
+
+    fn getlk(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: LockOwner,
+        _start: u64,
+        _end: u64,
+        _typ: i32,
+        _pid: u32,
+        reply: ReplyLock,
+    ) {
+        reply.error(fuser::Errno::ENOSYS);
+    }
+
+    fn setlk(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: LockOwner,
+        _start: u64,
+        _end: u64,
+        _typ: i32,
+        _pid: u32,
+        _sleep: bool,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(fuser::Errno::ENOSYS);
+    }
+
+    fn bmap(&self, _: &Request, _: INodeNo, _blocksize: u32, _block: u64, reply: ReplyBmap) {
+        reply.error(fuser::Errno::ENOSYS);
+    }
+
+    fn poll(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: PollNotifier,
+        _: PollEvents,
+        _: PollFlags,
+        reply: ReplyPoll,
+    ) {
+        reply.error(fuser::Errno::ENOSYS);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_ends_in_the_guard() {
+        guard("test", || panic!("{}", "on purpose"));
+        guard("test", || std::panic::panic_any(7));
+    }
+
+    #[test]
+    fn the_buffer_has_the_size_asked_for() {
+        for size in [0, 1, 4096, 10, MAX_DATA as usize, MAX_DATA as usize + 1, 3] {
+            with_buffer(size, |buffer| {
+                assert_eq!(buffer.len(), size);
+                buffer.fill(1);
+            });
+        }
     }
 }

@@ -1,4 +1,9 @@
-//! The engine's answers in the kernel's protocol.
+//! fuser on one side, the engine on the other: requests in, answers out, and no decision in between.
+//!
+//! Whatever is odd about the protocol or about fuser stays in here; `union/` never sees a type of fuser's.
 
 pub mod adapter;
+pub mod convert;
 pub mod session;
+
+pub use adapter::{Adapter, Settings};

@@ -1,0 +1,411 @@
+//! From words to a mount: which positional is what, and what follows from who calls.
+//!
+//! Three ways to name branches, never mixed: a positional list, `dirs=`, or `lowerdir=` with `upperdir=`. With the
+//! latter two a positional before the mountpoint is the mere source name of an fstab line.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+
+use crate::cli::UsageError;
+use crate::cli::argv::Words;
+use crate::cli::branches::branches;
+use crate::cli::options::{self, Typed};
+use crate::cli::text::quote;
+use crate::daemon::request::{BranchArg, MountRequest};
+
+const FORM: &str = "cowfs [-o OPTIONS] BRANCH[=RO|RW][:BRANCH...] MOUNTPOINT";
+
+/// The request that these words make.
+pub(super) fn request(words: Words) -> Result<MountRequest, UsageError> {
+    let mut typed = Typed::default();
+    typed.request.default_permissions = true;
+    if words.single_thread {
+        typed.request.threads = Some(1);
+    }
+    for argument in &words.options {
+        for option in options::read(argument) {
+            options::apply(&option, &mut typed)?;
+        }
+    }
+    typed.request.foreground = words.foreground;
+    typed.request.debug |= words.debug;
+    if typed.request.allow_other && typed.request.allow_root {
+        return Err(UsageError::new("options 'allow_other' and 'allow_root' exclude each other: give one"));
+    }
+    place(&mut typed, words.positionals)?;
+    Ok(conclude(typed))
+}
+
+/// Puts branches and mountpoint in place.
+fn place(typed: &mut Typed, mut positionals: Vec<Vec<u8>>) -> Result<(), UsageError> {
+    let listed = named_branches(typed)?;
+    if let Some(extra) = positionals.get(2) {
+        let mountpoint = positionals.get(1).map_or(&[][..], |mountpoint| mountpoint);
+        let message = format!("{} is one word too many after the mountpoint {}", quote(extra), quote(mountpoint));
+        return Err(UsageError::new(message));
+    }
+    let Some(mountpoint) = positionals.pop() else {
+        let missing = if listed.is_some() { "no mountpoint given" } else { "no branches and no mountpoint given" };
+        return Err(UsageError::new(format!("{missing}: {FORM}")));
+    };
+    if mountpoint.is_empty() {
+        return Err(UsageError::new(format!("the mountpoint is an empty word: {FORM}")));
+    }
+    let first = positionals.pop();
+    typed.request.branches = match (listed, first) {
+        (Some(listed), None) => listed,
+        (Some(listed), Some(source)) => {
+            // mount(8) finds the line of /etc/fstab again by this name.
+            let source = String::from_utf8_lossy(&source).into_owned();
+            typed.request.fsname.get_or_insert(source);
+            listed
+        }
+        (None, Some(list)) => branches(&list)?,
+        (None, None) => {
+            let message = format!("only {} given, of branches and mountpoint: {FORM}", quote(&mountpoint));
+            return Err(UsageError::new(message));
+        }
+    };
+    typed.request.mountpoint = OsString::from_vec(mountpoint).into();
+    Ok(())
+}
+
+/// The branches that options name, in stack order; `None`: the first positional lists them.
+fn named_branches(typed: &mut Typed) -> Result<Option<Vec<BranchArg>>, UsageError> {
+    match (typed.dirs.take(), typed.lower.take(), typed.upper.take()) {
+        (Some(_), Some(_), _) => Err(UsageError::new("options 'dirs' and 'lowerdir' exclude each other: give one")),
+        (_, None, Some(upper)) => Err(UsageError::new(format!(
+            "upperdir={} without lowerdir=: name what lies below it, lowerdir=DIR[:DIR...]",
+            upper.display()
+        ))),
+        (Some(dirs), None, None) => Ok(Some(dirs)),
+        (None, None, None) => Ok(None),
+        (None, Some(lower), upper) => {
+            typed.request.container = true;
+            if let Some(upper) = &upper
+                && typed.request.workdir.is_none()
+            {
+                return Err(UsageError::new(format!(
+                    "upperdir={} needs workdir=DIR, an empty directory on the same filesystem",
+                    upper.display()
+                )));
+            }
+            let upper = upper.map(|path| BranchArg { path, writable: true, oci_whiteouts: false });
+            let lower = lower.into_iter().map(|path| BranchArg { path, writable: false, oci_whiteouts: true });
+            Ok(Some(upper.into_iter().chain(lower).collect()))
+        }
+    }
+}
+
+/// Fills in what follows from the rest.
+fn conclude(typed: Typed) -> MountRequest {
+    let mut request = typed.request;
+    if !request.branches.iter().any(|branch| branch.writable) {
+        // As in overlayfs: nothing is ever written, so nothing is staged.
+        request.flags.read_only = true;
+        request.workdir = None;
+    }
+    // A container's programs count on set-uid without its engine's saying so; its engine reads the upper itself and
+    // knows no redirects.
+    request.flags.suid = typed.suid.unwrap_or(request.container);
+    request.engine.redirect = typed.redirect.unwrap_or(!request.container);
+    request.noacl |= !request.default_permissions;
+    request
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::cli::{Command, parse};
+    use crate::daemon::request::MountFlags;
+    use crate::union::options::{Format, Options};
+
+    fn parsed(args: &[&str]) -> Result<MountRequest, String> {
+        match parse(std::iter::once(&"cowfs").chain(args).map(OsString::from)) {
+            Ok(Command::Mount(request)) => Ok(*request),
+            Ok(other) => panic!("{args:?}: {other:?}"),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    fn ro(path: &str) -> BranchArg {
+        BranchArg { path: path.into(), writable: false, oci_whiteouts: false }
+    }
+    fn rw(path: &str) -> BranchArg {
+        BranchArg { writable: true, ..ro(path) }
+    }
+    fn wh(path: &str) -> BranchArg {
+        BranchArg { oci_whiteouts: true, ..ro(path) }
+    }
+
+    /// A plain union of these branches on /m.
+    fn plain(branches: &[BranchArg]) -> MountRequest {
+        MountRequest {
+            branches: branches.to_vec(),
+            mountpoint: "/m".into(),
+            default_permissions: true,
+            flags: MountFlags { read_only: !branches.iter().any(|b| b.writable), ..MountFlags::default() },
+            ..MountRequest::default()
+        }
+    }
+
+    /// The same, as a container engine asks for it.
+    fn container(branches: &[BranchArg]) -> MountRequest {
+        let mut request = plain(branches);
+        request.container = true;
+        request.flags.suid = true;
+        request.engine.redirect = false;
+        request
+    }
+
+    /// The forms that real programs use, word for word (clients.md 2, 4, 5; the issue).
+    #[test]
+    fn forms_of_real_callers() {
+        let recipe = || MountRequest {
+            chroot: Some("/ns".into()),
+            allow_other: true,
+            ..plain(&[rw("/cow/1000"), ro("/precise")])
+        };
+        let fstab = |branches: &[BranchArg]| {
+            let mut request = MountRequest { allow_other: true, ..plain(branches) };
+            (request.flags.dev, request.flags.suid) = (true, true);
+            request
+        };
+        let podman = container(&[rw("U"), wh("/l/A"), wh("/l/B")]);
+        let podman = MountRequest { workdir: Some("W".into()), ..podman };
+        let volatile = || Options { volatile: true, redirect: false, ..Options::default() };
+        let rows: [(&[&str], MountRequest); 17] = [
+            // uWSGI, RO branch first and last
+            (&["-ocow,chroot=/ns,default_permissions,allow_other", "/precise=RO:/cow/1000=RW", "/m"], recipe()),
+            (&["-ocow,chroot=/ns,default_permissions,allow_other", "/cow/1000=RW:/precise=RO", "/m"], recipe()),
+            // mount(8), through mount.fuse
+            (&["X=RO:Y=RW", "/m", "-o", "rw,cow,allow_other,dev,suid"], fstab(&[rw("Y"), ro("X")])),
+            (&["X:Y Z=RW", "/m", "-o", "rw,allow_other,lazytime,dev,suid"], fstab(&[rw("Y Z"), ro("X")])),
+            (
+                &["overlay", "/m", "-o", "rw,lowerdir=A,upperdir=U,workdir=W,dev,suid"],
+                MountRequest {
+                    workdir: Some("W".into()),
+                    fsname: Some("overlay".into()),
+                    flags: MountFlags { dev: true, suid: true, ..MountFlags::default() },
+                    ..container(&[rw("U"), wh("A")])
+                },
+            ),
+            (&["unionfs", "/m", "-odirs=A=RO:B=RW"], {
+                MountRequest { fsname: Some("unionfs".into()), ..plain(&[rw("B"), ro("A")]) }
+            }),
+            (&["-o", "dirs=A:B", "/m"], plain(&[ro("A"), ro("B")])),
+            // podman, buildah
+            (&["-o", "lowerdir=/l/A:/l/B,upperdir=U,workdir=W,", "/m"], podman.clone()),
+            (&["-o", "lowerdir=/l/A:/l/B,upperdir=U,workdir=W,,volatile", "/m"], {
+                MountRequest { engine: volatile(), ..podman.clone() }
+            }),
+            (&["-o", "lowerdir=/l/A:/l/B,upperdir=U,workdir=W,private", "/m"], podman.clone()),
+            (&["-o", "lowerdir=/l/A:/l/B,upperdir=U,workdir=W,context=\"u:r:t:s0:c1,c2\"", "/m"], podman.clone()),
+            (&["-o", "context=\"u:c1,c2\",lowerdir=/l/A:/l/B,upperdir=U,workdir=W", "/m"], podman.clone()),
+            (&["-o", "lowerdir+=/l/A,lowerdir+=/l/B,upperdir=U,workdir=W", "/m"], podman.clone()),
+            (
+                &[
+                    "-olowerdir=/l/A:/l/B,upperdir=U",
+                    "-oworkdir=W,uidmapping=:0:0:65536,gidmapping=0:0:1:1:1:9,xattr_permissions=0",
+                    "-oredirect_dir=off,xino=auto,static_nlink,threaded=1,index=off,metacopy=on,nfs_export=off",
+                    "/m",
+                ],
+                podman,
+            ),
+            (&["-o", r"lowerdir=/a\:b:/c\,d", "/m"], container(&[wh("/a:b"), wh("/c,d")])),
+            (&["-o", "lowerdir=A,workdir=W,nosuid,redirect=on", "/m"], {
+                let mut request = container(&[wh("A")]);
+                (request.flags.suid, request.engine.redirect) = (false, true);
+                request
+            }),
+            (&["-o", "lowerdir=A,fsync=0", "/m"], MountRequest { engine: volatile(), ..container(&[wh("A")]) }),
+        ];
+        for (args, expected) in rows {
+            assert_eq!(parsed(args), Ok(expected), "{args:?}");
+        }
+    }
+
+    /// What mount(8) and the peers hand over without a meaning for us.
+    #[test]
+    fn accepted_without_effect() {
+        for option in [
+            "",
+            ",,",
+            "cow",
+            "hide_meta_files",
+            "hide_meta_dir",
+            "default_permissions",
+            "statfs_omit_ro",
+            "rw",
+            "preserve_branch",
+            "nonempty",
+            "use_ino",
+            "noinitgroups",
+            "coherent",
+            "passthrough=auto",
+            "passthrough=off",
+            "nosuid",
+            "nodev",
+            "exec",
+            "async",
+            "atime",
+            "relatime",
+            "strictatime",
+            "lazytime",
+            "defaults",
+            "noauto",
+            "nofail",
+            "_netdev",
+            "user",
+            "user=joe",
+            "users",
+            "x-systemd.automount",
+            "x-a=b",
+            "comment=x",
+            "max_read=1",
+            "blksize=512",
+            "clone_fd",
+            "kernel_cache",
+            "auto_cache",
+            "max_idle_threads=3",
+            "intr",
+            "big_writes",
+            "noatime,atime",
+            "sync,async",
+            "dev,nodev",
+            "ro,rw",
+            "user_id=0,group_id=0,rootmode=40000",
+            "fsync=1",
+            "volatile,fsync=0",
+        ] {
+            let mut expected = plain(&[rw("A")]);
+            expected.engine.volatile = option.starts_with("volatile");
+            assert_eq!(parsed(&["A=RW", "/m", "-o", option]), Ok(expected), "{option}");
+        }
+    }
+
+    #[test]
+    fn each_option_with_an_effect() {
+        type Change = fn(&mut MountRequest);
+        let rows: [(&str, Change); 32] = [
+            ("allow_other", |r| r.allow_other = true),
+            ("allow_root", |r| r.allow_root = true),
+            ("auto_unmount", |r| r.auto_unmount = true),
+            ("relaxed_permissions", |r| (r.default_permissions, r.noacl) = (false, true)),
+            ("noacl", |r| r.noacl = true),
+            ("ro", |r| r.flags.read_only = true),
+            ("suid", |r| r.flags.suid = true),
+            ("dev", |r| r.flags.dev = true),
+            ("noexec", |r| r.flags.noexec = true),
+            ("noatime,nodiratime", |r| (r.flags.noatime, r.flags.nodiratime) = (true, true)),
+            ("sync,dirsync", |r| (r.flags.sync, r.flags.dirsync) = (true, true)),
+            ("direct_io", |r| r.direct_io = true),
+            ("debug", |r| r.debug = true),
+            ("debug_file=/var/log/x", |r| r.debug_file = Some("/var/log/x".into())),
+            (r"fsname=a\,b=c", |r| r.fsname = Some("a,b=c".into())),
+            ("subtype=x", |r| r.subtype = Some("x".into())),
+            ("max_files=4096,max_files=1", |r| r.max_files = Some(1)),
+            ("threads=8", |r| r.threads = Some(8)),
+            ("entry_timeout=0.5", |r| r.entry_timeout = Some(Duration::from_millis(500))),
+            ("attr_timeout=2", |r| r.attr_timeout = Some(Duration::from_secs(2))),
+            ("negative_timeout=0", |r| r.negative_timeout = Some(Duration::ZERO)),
+            ("timeout=1e9", |r| {
+                r.entry_timeout = Some(Duration::from_secs(1_000_000_000));
+                r.attr_timeout = r.entry_timeout;
+            }),
+            ("whiteout=overlay", |r| r.engine.format = Some(Format::Overlay)),
+            ("whiteout=oci", |r| r.engine.format = Some(Format::Oci)),
+            ("whiteout=unionfs", |r| r.engine.format = Some(Format::Unionfs)),
+            ("whiteout=unionfs-fuse", |r| r.engine.format = Some(Format::UnionfsFuse)),
+            ("redirect=off", |r| r.engine.redirect = false),
+            ("redirect=off,redirect_dir=on", |r| r.engine.redirect = true),
+            ("userxattr", |r| r.engine.userxattr = Some(true)),
+            ("volatile", |r| r.engine.volatile = true),
+            (r"chroot=/n\,s", |r| r.chroot = Some("/n,s".into())),
+            ("workdir=/w", |r| r.workdir = Some("/w".into())),
+        ];
+        for (option, change) in rows {
+            let mut expected = plain(&[rw("A")]);
+            change(&mut expected);
+            assert_eq!(parsed(&["-o", option, "A=RW", "/m"]), Ok(expected), "{option}");
+        }
+        let flags: [(&str, Change); 3] =
+            [("-f", |r| r.foreground = true), ("-d", |r| r.debug = true), ("-s", |r| r.threads = Some(1))];
+        for (flag, change) in flags {
+            let mut expected = plain(&[rw("A")]);
+            change(&mut expected);
+            assert_eq!(parsed(&["A=RW", "/m", flag]), Ok(expected), "{flag}");
+        }
+    }
+
+    /// Rows: the arguments, and what the message holds.
+    #[test]
+    fn refusals() {
+        let rows: [(&[&str], &str); 36] = [
+            (&[], "no branches and no mountpoint given: cowfs [-o"),
+            (&["-o", "allow_other"], "no branches and no mountpoint given"),
+            (&["/m"], "only '/m' given, of branches and mountpoint"),
+            (&["-olowerdir=A"], "no mountpoint given"),
+            (&["A", ""], "the mountpoint is an empty word"),
+            (&["A", "/m", "x y"], "'x y' is one word too many after the mountpoint '/m'"),
+            (&["A=RW:B=RW", "/m"], "two writable branches, 'A' and 'B'"),
+            (&["A=rx", "/m"], "not 'rx'"),
+            (&["A", "/m", "-q"], "unknown flag '-q'"),
+            (&["A", "/m", "-oalow_other"], "unknown option 'alow_other'; did you mean 'allow_other'?"),
+            (&["A", "/m", "-ocow,chrot=/ns"], "unknown option 'chrot=/ns'; did you mean 'chroot'?"),
+            (&["A", "/m", "-ozzzzzzzz"], "unknown option 'zzzzzzzz'; see cowfs --help"),
+            (&["-odirs=/a=RW,/b=RO", "/m"], "unknown option '/b=RO'; branches are separated by ':'"),
+            (&["A", "/m", "-oallow_other=1"], "option 'allow_other=1': 'allow_other' takes no value"),
+            (&["A", "/m", "-ochroot"], "option 'chroot' needs a value: chroot=DIR"),
+            (&["A", "/m", "-ochroot="], "option 'chroot=' needs a value: chroot=DIR"),
+            (&["A", "/m", "-ochroot=/a,chroot=/b"], "option 'chroot=/b': given twice"),
+            (&["-olowerdir=A,lowerdir=B", "/m"], "option 'lowerdir=B': given twice"),
+            (&["A", "/m", "-othreads=0"], "option 'threads=0': the value must be NUMBER"),
+            (&["A", "/m", "-omax_files=-1"], "option 'max_files=-1'"),
+            (&["A", "/m", "-oattr_timeout=-1"], "option 'attr_timeout=-1': the value must be SECONDS"),
+            (&["A", "/m", "-oentry_timeout=nan"], "option 'entry_timeout=nan'"),
+            (&["A", "/m", "-owhiteout=aufs"], "the value must be overlay|oci|unionfs|unionfs-fuse"),
+            (&["A", "/m", "-oredirect=yes"], "option 'redirect=yes': the value must be on|off"),
+            (&["A", "/m", "-oallow_other,allow_root"], "exclude each other"),
+            (&["-odirs=A,lowerdir=B", "/m"], "'dirs' and 'lowerdir' exclude each other"),
+            (&["A", "/m", "-oupperdir=U"], "upperdir=U without lowerdir="),
+            (&["-olowerdir=A,upperdir=U", "/m"], "upperdir=U needs workdir=DIR"),
+            (&["-olowerdir=A::B", "/m"], "'::', are not supported"),
+            (&["A", "/m", "-ouidmapping=:0:100000:65536"], "ids are not mapped yet"),
+            (&["A", "/m", "-ouidmapping=0:0"], "the value must be HOST:CONTAINER:LENGTH"),
+            (&["A", "/m", "-osquash_to_uid=7"], "option 'squash_to_uid=7': ids are not mapped yet"),
+            (&["A", "/m", "-oxattr_permissions=2"], "not supported yet"),
+            (&["A", "/m", "-oumask=022"], "option 'umask=022': owners and modes"),
+            (&["A", "/m", "-oremount,ro"], "option 'remount': not supported yet"),
+            (&["A", "/m", "-o", "bad\u{1b}[2J"], r"unknown option 'bad\u{1b}[2J'"),
+        ];
+        for (args, expected) in rows {
+            let result = parsed(args);
+            assert!(result.as_ref().is_err_and(|error| error.contains(expected)), "{args:?}: {result:?}");
+            assert!(result.is_err_and(|error| error.lines().count() == 1), "{args:?}");
+        }
+    }
+
+    #[test]
+    fn paths_are_bytes() {
+        let args = [&b"cowfs"[..], b"-ochroot=/\xff", b"/\xfe=RW", b"/m\\:\xfd"];
+        let Ok(Command::Mount(request)) = parse(args.iter().map(|arg| OsString::from_vec(arg.to_vec()))) else {
+            panic!()
+        };
+        let bytes = |path: &std::path::Path| path.as_os_str().as_encoded_bytes().to_vec();
+        assert_eq!(request.chroot.as_deref().map(bytes), Some(b"/\xff".to_vec()));
+        assert_eq!(bytes(&request.branches[0].path), b"/\xfe");
+        assert_eq!(bytes(&request.mountpoint), b"/m\\:\xfd", "a mountpoint is taken as it is");
+    }
+
+    #[test]
+    fn hundreds_of_layers() {
+        let layers: Vec<String> = (0..500).map(|n| format!("/var/lib/containers/storage/overlay/l/{n:026}")).collect();
+        let option = format!("lowerdir={},upperdir=U,workdir=W", layers.join(":"));
+        let request = parsed(&["-o", &option, "/m"]).unwrap();
+        assert_eq!(request.branches.len(), 501);
+        assert_eq!(request.branches[500], wh(&layers[499]));
+    }
+}

@@ -1,0 +1,129 @@
+//! Values of options: reading them, and saying what is wrong with one.
+
+use std::time::Duration;
+
+use crate::cli::UsageError;
+use crate::cli::text::{quote, split, unescape};
+use crate::daemon::request::MountRequest;
+use crate::union::options::Format;
+
+/// Why owners cannot be shown otherwise.
+pub(super) const FOREIGN_IDS: &str = "ids are not mapped yet, and files would show other owners than asked for";
+
+/// A value that is there, with what is needed to complain about it.
+#[derive(Clone, Copy)]
+pub(super) struct Given<'a> {
+    /// What stands after the first `=`, never empty.
+    pub value: &'a [u8],
+    /// The whole option, for messages.
+    pub text: &'a [u8],
+    /// What the value ought to look like.
+    pub form: &'static str,
+}
+
+impl Given<'_> {
+    fn bad(&self, what: &str) -> UsageError {
+        UsageError::new(format!("option {}: {what}", quote(self.text)))
+    }
+
+    /// Reads the value; `None` means that it is not of the form the table says.
+    pub(super) fn read<T>(self, read: impl Fn(&[u8]) -> Option<T>) -> Result<T, UsageError> {
+        read(self.value).ok_or_else(|| self.bad(&format!("the value must be {}", self.form)))
+    }
+
+    /// The last one typed counts.
+    pub(super) fn set<T>(self, slot: &mut Option<T>, read: impl Fn(&[u8]) -> Option<T>) -> Result<(), UsageError> {
+        *slot = Some(self.read(read)?);
+        Ok(())
+    }
+
+    /// Two of them cannot both be meant.
+    pub(super) fn once<T>(
+        self,
+        slot: &mut Option<T>,
+        read: impl Fn(&[u8]) -> Result<T, UsageError>,
+    ) -> Result<(), UsageError> {
+        if slot.is_some() {
+            return Err(self.bad("given twice"));
+        }
+        *slot = Some(read(self.value)?);
+        Ok(())
+    }
+
+    pub(super) fn only(self, word: &[u8], reason: &str) -> Result<(), UsageError> {
+        if self.value == word { Ok(()) } else { Err(self.bad(reason)) }
+    }
+
+    pub(super) fn both_timeouts(self, request: &mut MountRequest) -> Result<(), UsageError> {
+        self.set(&mut request.entry_timeout, seconds)?;
+        self.set(&mut request.attr_timeout, seconds)
+    }
+
+    /// `[:]HOST:CONTAINER:LENGTH...`: fine as long as every id maps to itself.
+    pub(super) fn identity_mapping(self) -> Result<(), UsageError> {
+        let text = self.value.strip_prefix(b":").unwrap_or(self.value);
+        let ids: Option<Vec<u64>> = split(text, b':').into_iter().map(|id| number(id, 0, u64::MAX)).collect();
+        match ids {
+            Some(ids) if ids.len().is_multiple_of(3) => {
+                if ids.chunks(3).all(|map| map[0] == map[1]) {
+                    Ok(())
+                } else {
+                    Err(self.bad(FOREIGN_IDS))
+                }
+            }
+            _ => Err(self.bad(&format!("the value must be {}", self.form))),
+        }
+    }
+}
+
+pub(super) fn utf8(value: &[u8]) -> Option<String> {
+    String::from_utf8(unescape(value)).ok()
+}
+
+pub(super) fn number(value: &[u8], least: u64, most: u64) -> Option<u64> {
+    let number = std::str::from_utf8(value).ok()?.parse().ok()?;
+    (least..=most).contains(&number).then_some(number)
+}
+
+/// Each thread has a buffer of 16 MiB in the address space: more than a few hundred are a mistake.
+pub(super) fn threads(value: &[u8]) -> Option<usize> {
+    number(value, 1, 256)?.try_into().ok()
+}
+
+/// `1`, `0.5`, `1e9`: as libfuse reads them.
+pub(super) fn seconds(value: &[u8]) -> Option<Duration> {
+    Duration::try_from_secs_f64(std::str::from_utf8(value).ok()?.parse().ok()?).ok()
+}
+
+pub(super) fn format(value: &[u8]) -> Option<Format> {
+    Format::ALL.iter().find(|(word, _)| word.as_bytes() == value).map(|&(_, format)| format)
+}
+
+pub(super) fn auto_off(value: &[u8]) -> Option<()> {
+    matches!(value, b"auto" | b"off").then_some(())
+}
+
+pub(super) fn on_off(value: &[u8]) -> Option<bool> {
+    match value {
+        b"on" => Some(true),
+        b"off" => Some(false),
+        _ => None,
+    }
+}
+
+pub(super) fn zero_one(value: &[u8]) -> Option<bool> {
+    match value {
+        b"1" => Some(true),
+        b"0" => Some(false),
+        _ => None,
+    }
+}
+
+/// overlayfs: `follow` and `nofollow` make no redirects.
+pub(super) fn redirect_dir(value: &[u8]) -> Option<bool> {
+    match value {
+        b"on" => Some(true),
+        b"off" | b"follow" | b"nofollow" => Some(false),
+        _ => None,
+    }
+}
