@@ -4,11 +4,10 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use cowfs::cli::{Command, USAGE_STATUS, help, parse, version};
-use cowfs::daemon::request::MountRequest;
 
 fn main() -> ExitCode {
     match parse(std::env::args_os()) {
-        Ok(Command::Mount(request)) => run(*request),
+        Ok(Command::Mount(request)) => cowfs::daemon::start::run(*request),
         Ok(Command::Fake) => ExitCode::SUCCESS,
         Ok(Command::Help) => print(help()),
         Ok(Command::Version) => print(version()),
@@ -24,10 +23,4 @@ fn print(text: &str) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE,
     }
-}
-
-// STUB until cowfs::daemon::start::run is there.
-fn run(request: MountRequest) -> ExitCode {
-    eprintln!("{request:#?}");
-    ExitCode::FAILURE
 }

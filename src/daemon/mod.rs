@@ -1,3 +1,21 @@
 //! Process life: from a request to a served mount, and its end.
 
+mod attached;
+mod auto_unmount;
+mod clone;
+mod fusermount;
+mod launch;
+mod limits;
+mod lineage;
+mod lock;
+mod logger;
+mod means;
+mod mount;
+mod mountpoint;
+mod overlap;
 pub mod request;
+mod resolve;
+mod sandbox;
+mod signals;
+pub mod start;
+mod stdio;

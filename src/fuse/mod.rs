@@ -4,5 +4,6 @@
 
 pub mod adapter;
 pub mod convert;
+pub mod session;
 
 pub use adapter::{Adapter, Settings};

@@ -5,6 +5,7 @@ pub mod creds;
 pub mod handle;
 pub mod ioctl;
 pub mod mode;
+pub mod mount;
 pub mod process;
 pub mod procfd;
 pub mod xattr;

@@ -1,0 +1,94 @@
+//! Branches by a way of their own: a private, non-recursive clone of each branch's mount, read-only for a lower.
+//!
+//! What the union is mounted over, or other mounts inside a branch, cannot be reached through the clone, and a lower
+//! cannot be changed through it, whatever the engine does. Where the kernel permits no clone the plain descriptor
+//! serves, and directories that lie inside each other are refused.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+use rustix::mount::{OpenTreeFlags, open_tree};
+
+use crate::daemon::lineage::{mount_id, path_of};
+use crate::daemon::overlap::Overlaps;
+use crate::daemon::resolve::{Checked, Id, Place, Resolved, describe};
+use crate::sys::mount::{Attributes, set_attributes};
+
+/// Replaces the descriptors in `resolved` by such of clones.
+///
+/// # Errors
+/// A line, if a branch that must be cloned (`overlaps.to_clone`) could not be.
+pub(crate) fn clone_all(resolved: &mut Resolved, overlaps: &Overlaps) -> Checked<()> {
+    let workdir = resolved.workdir.as_mut();
+    let mut failed = Vec::new();
+    let mut with_workdir = workdir;
+    for (index, branch) in resolved.branches.iter_mut().enumerate() {
+        let cloned = match (branch.writable, with_workdir.take()) {
+            (true, Some(workdir)) => clone_together(&mut branch.place, workdir),
+            (_, unused) => {
+                with_workdir = unused;
+                clone_one(&mut branch.place, !branch.writable)
+            }
+        };
+        if let Err(errno) = cloned {
+            log::debug!("cannot clone the mount of {:?}: {}", branch.place.label, describe(errno));
+            failed.push((index, errno));
+        }
+    }
+    for (index, reason) in &overlaps.to_clone {
+        if let Some((_, errno)) = failed.iter().find(|(failed, _)| failed == index) {
+            return Err(format!(
+                "branch {:?}: {reason}, which needs a private clone of its mount, and that failed: {} (run as root, or \
+                 take directories that do not lie inside each other)",
+                resolved.branches[*index].place.label,
+                describe(*errno)
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn clone_one(place: &mut Place, read_only: bool) -> Result<(), Errno> {
+    let tree = clone_tree(&place.fd, read_only)?;
+    if Id::of(tree.as_fd())? != place.id {
+        return Err(Errno::STALE);
+    }
+    place.fd = tree;
+    Ok(())
+}
+
+/// Clones the mount that holds both once: rename(2) and link(2) do not cross mounts, not even of one filesystem.
+fn clone_together(upper: &mut Place, workdir: &mut Place) -> Result<(), Errno> {
+    let (up, work) = (path_of(upper.fd.as_fd())?, path_of(workdir.fd.as_fd())?);
+    let common: PathBuf = up.components().zip(work.components()).take_while(|(a, b)| a == b).map(|(a, _)| a).collect();
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let around = rustix::fs::openat(CWD, &common, flags, Mode::empty())?;
+    let mount = mount_id(around.as_fd())?;
+    if mount_id(upper.fd.as_fd())? != mount || mount_id(workdir.fd.as_fd())? != mount {
+        return Err(Errno::XDEV);
+    }
+    let tree = clone_tree(&around, false)?;
+    let inside = |path: &Path, id: Id| {
+        let below = path.strip_prefix(&common).map_err(|_| Errno::XDEV)?;
+        let below = if below.as_os_str().is_empty() { Path::new(".") } else { below };
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+        let fd = rustix::fs::openat2(&tree, below, flags, Mode::empty(), resolve)?;
+        if Id::of(fd.as_fd())? == id { Ok(fd) } else { Err(Errno::STALE) }
+    };
+    let cloned = (inside(&up, upper.id)?, inside(&work, workdir.id)?);
+    (upper.fd, workdir.fd) = cloned;
+    Ok(())
+}
+
+fn clone_tree(root: &OwnedFd, read_only: bool) -> Result<OwnedFd, Errno> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    let tree = open_tree(root, "", flags)?;
+    set_attributes(tree.as_fd(), Attributes { private: true, read_only, ..Attributes::default() })?;
+    if read_only {
+        // A user namespace may not touch a locked atime setting; a read-only mount writes no atime anyway.
+        let _ = set_attributes(tree.as_fd(), Attributes { no_atime: true, ..Attributes::default() });
+    }
+    Ok(tree)
+}

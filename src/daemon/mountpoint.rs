@@ -1,0 +1,94 @@
+//! Where the union is to appear: an opened directory, freed of dead unions, or a /dev/fuse that is mounted already.
+
+use std::os::fd::{OwnedFd, RawFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::FileType;
+use rustix::io::Errno;
+
+use crate::daemon::lineage::MountLine;
+use crate::daemon::resolve::{Checked, Place, Role, describe, open};
+
+/// Where the union appears.
+#[derive(Debug)]
+pub(crate) enum Mountpoint {
+    /// On a directory, and it is for us to mount it.
+    Directory(Directory),
+    /// Somebody mounted already, and this is its /dev/fuse.
+    Device(OwnedFd),
+}
+
+/// The directory to mount on.
+#[derive(Debug)]
+pub(crate) struct Directory {
+    pub(crate) place: Place,
+    /// Absolute, without symlinks.
+    pub(crate) path: PathBuf,
+}
+
+/// The number in `/dev/fd/N`.
+pub(crate) fn device_number(path: &Path) -> Option<RawFd> {
+    path.to_str()?.strip_prefix("/dev/fd/")?.parse().ok().filter(|&number| number >= 0)
+}
+
+/// Opens the mountpoint, after a dead union there (its daemon was killed) has been taken away by `clear`.
+///
+/// # Errors
+/// A line that quotes the mountpoint.
+pub(crate) fn resolve(path: &Path, clear: impl Fn(&Path) -> Result<(), Errno>) -> Checked<Mountpoint> {
+    if let Some(number) = device_number(path) {
+        return adopt_device(path, number).map(Mountpoint::Device);
+    }
+    // As many as anybody can have stacked by killing daemon after daemon.
+    for _ in 0..64 {
+        let Some(dead) = dead_union(path) else { break };
+        log::info!("taking away the dead union on {dead:?}");
+        clear(&dead).map_err(|errno| {
+            format!("mountpoint {path:?} holds a dead union that cannot be unmounted: {}", describe(errno))
+        })?;
+    }
+    let place = open(Role::Mountpoint, path, None)?;
+    let path = std::fs::canonicalize(path).map_err(|error| format!("cannot resolve mountpoint {path:?}: {error}"))?;
+    Ok(Mountpoint::Directory(Directory { place, path }))
+}
+
+fn adopt_device(path: &Path, number: RawFd) -> Checked<OwnedFd> {
+    let refuse = |why: String| format!("mountpoint {path:?} is not an open /dev/fuse: {why}");
+    let device = crate::sys::process::adopt(number).map_err(|errno| refuse(describe(errno)))?;
+    let stat = rustix::fs::fstat(&device).map_err(|errno| refuse(describe(errno)))?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::CharacterDevice
+        || (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev)) != (10, 229)
+    {
+        return Err(refuse("it is something else".into()));
+    }
+    Ok(device)
+}
+
+/// The path of a union of ours on `path` whose daemon is gone.
+///
+/// Only what the mount table calls a cowfs: a dead mount of something else is not ours to remove.
+fn dead_union(path: &Path) -> Option<PathBuf> {
+    // Not stat(2): the kernel may answer that from its cache long after the daemon's death.
+    if rustix::fs::statvfs(path).err()? != Errno::NOTCONN {
+        return None;
+    }
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let full = std::fs::canonicalize(parent).ok()?.join(path.file_name()?);
+    let table = std::fs::read("/proc/self/mountinfo").ok()?;
+    let top = MountLine::all(&table).rev().find(|line| line.point().as_deref() == Some(&full))?;
+    (top.kind()? == b"fuse.cowfs").then_some(full)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn which_mountpoints_are_descriptors() {
+        for (path, number) in
+            [("/dev/fd/3", Some(3)), ("/dev/fd/12", Some(12)), ("/dev/fd/", None), ("/dev/fd/-1", None), ("/mnt", None)]
+        {
+            assert_eq!(device_number(Path::new(path)), number, "{path}");
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! The order of a daemon's life: check everything, change nothing; then lock, open the engine, answer the kernel's first
+//! message, attach the mount, close the world outside, serve, tidy.
+//!
+//! Invariants: no thread before the fork nor before the change of root; no path is opened after it; whatever fails before
+//! `attach` leaves no mount, and whatever fails after it takes the mount off again.
+
+use std::os::fd::OwnedFd;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use rustix::fs::Mode;
+
+use crate::daemon::clone::clone_all;
+use crate::daemon::launch::{Ready, in_background};
+use crate::daemon::lock::lock;
+use crate::daemon::logger::{self, Later};
+use crate::daemon::means::{Means, Mount};
+use crate::daemon::mountpoint::{self, Mountpoint, device_number};
+use crate::daemon::overlap::{self, Overlaps};
+use crate::daemon::request::MountRequest;
+use crate::daemon::resolve::{self, Checked, Resolved, describe};
+use crate::daemon::sandbox::Sandbox;
+use crate::daemon::stdio::Null;
+use crate::daemon::{limits, signals};
+use crate::fuse::adapter::{Adapter, Settings};
+use crate::fuse::session::{Audience, Connection, connect};
+use crate::sys::process;
+use crate::union::{BranchSource, Layout, Union};
+
+/// Mounts what `request` says and serves it until it is unmounted. To be called first of all in a program: it closes every
+/// descriptor but 0 to 2, and splits the process.
+///
+/// Returns, in the process that was called, 0 once the mount answers; 1 if there is none, with the reason on standard
+/// error. In the foreground (`-f`, `-d`, or as process 1) it returns when the union has ended.
+pub fn run(mut request: MountRequest) -> ExitCode {
+    process::reset_signals();
+    process::close_others(&device_number(&request.mountpoint).into_iter().collect::<Vec<_>>());
+    logger::start(request.debug || request.debug_file.is_some());
+    // The end of process 1 ends all others of its namespace, so it cannot go into the background.
+    let first = rustix::process::getpid().is_init();
+    request.foreground |= request.debug || first;
+    // What a container engine counts on without saying it (fuse-overlayfs's default).
+    request.allow_other |= request.container && rustix::process::geteuid().is_root();
+
+    let serve = |ready| match serve(&request, ready) {
+        Ok(()) => 0,
+        Err(line) => {
+            log::error!("{line}");
+            1
+        }
+    };
+    if request.foreground {
+        return ExitCode::from(serve(Ready::nobody_waits()));
+    }
+    let probe = device_number(&request.mountpoint).is_none().then(|| request.mountpoint.clone());
+    ExitCode::from(in_background(probe, serve))
+}
+
+/// Everything that must be open before the root changes.
+struct Equipment {
+    sandbox: Sandbox,
+    null: Null,
+    log: Later,
+}
+
+/// What to make a union of, checked.
+struct Plan {
+    resolved: Resolved,
+    overlaps: Overlaps,
+    means: Means,
+    mountpoint: Mountpoint,
+}
+
+fn serve(request: &MountRequest, ready: Ready) -> Checked<()> {
+    rustix::process::umask(Mode::empty());
+    limits::set(request.max_files);
+    let Plan { mut resolved, overlaps, means, mountpoint } = plan(request)?;
+    clone_all(&mut resolved, &overlaps)?;
+    let equipment = Equipment {
+        sandbox: Sandbox::prepare(resolved.chroot.take()),
+        null: Null::open(),
+        log: logger::prepare(request.debug_file.as_deref(), request.foreground)?,
+    };
+    // Both are held to the end of this function, which is the end of the process.
+    let upper = resolved.branches.iter().find(|branch| branch.writable);
+    let _lock = upper.map(|upper| lock(&upper.place)).transpose()?.flatten();
+    let (device, mount) = means.mount(request, mountpoint)?;
+    let mount = Arc::new(Mutex::new(mount));
+
+    let opened = open_union(resolved, overlaps, request)
+        .and_then(|union| Ok((Arc::clone(&union), open_connection(union, device, request)?)))
+        .and_then(|served| Ok((served, settle(request, equipment, &mount, ready)?)));
+    let ((union, connection), _watched) = opened.inspect_err(|_| {
+        // The line on the way out says what failed; that nothing stands is the best that can be added.
+        let _ = mount.lock().detach();
+    })?;
+    let served = connection.run();
+    union.close();
+    served.map_err(|error| format!("the connection to the kernel failed: {error}"))
+}
+
+/// Opens what the request names and checks how it goes together. Changes nothing.
+fn plan(request: &MountRequest) -> Checked<Plan> {
+    let resolved = resolve::resolve(request)?;
+    let means = Means::find(&request.mountpoint)?;
+    let mountpoint = mountpoint::resolve(&request.mountpoint, |path| means.clear(path))?;
+    let place = match &mountpoint {
+        Mountpoint::Directory(directory) => Some(&directory.place),
+        Mountpoint::Device(_) => None,
+    };
+    let overlaps = overlap::check(&resolved, place)?;
+    Ok(Plan { resolved, overlaps, means, mountpoint })
+}
+
+fn open_union(resolved: Resolved, overlaps: Overlaps, request: &MountRequest) -> Checked<Arc<Union>> {
+    // The one place for descriptors that the engine keeps of /proc: after the fork, before the change of root.
+    let branches = resolved.branches.into_iter().map(|branch| BranchSource {
+        label: branch.place.label,
+        root: branch.place.fd,
+        writable: branch.writable,
+        oci_whiteouts: branch.oci_whiteouts,
+    });
+    let layout = Layout {
+        branches: branches.collect(),
+        workdir: resolved.workdir.map(|workdir| workdir.fd),
+        covered: overlaps.covered.into_iter().map(|id| (id.dev, id.ino)).collect(),
+    };
+    Union::open(layout, request.engine.clone()).map(Arc::new)
+}
+
+fn open_connection(union: Arc<Union>, device: OwnedFd, request: &MountRequest) -> Checked<Connection<Adapter>> {
+    let audience = match (request.allow_other, request.allow_root) {
+        (true, _) => Audience::Everybody,
+        (false, true) => Audience::OwnerAndRoot,
+        (false, false) => Audience::Owner,
+    };
+    let default = Settings::default();
+    let settings = Settings {
+        entry_ttl: request.entry_timeout.unwrap_or(default.entry_ttl),
+        attr_ttl: request.attr_timeout.unwrap_or(default.attr_ttl),
+        negative_ttl: request.negative_timeout.unwrap_or(default.negative_ttl),
+        direct_io: request.direct_io,
+        acl: !request.noacl,
+    };
+    connect(Adapter::new(union, settings), device, audience, request.threads)
+        .map_err(|error| format!("the kernel's first message could not be answered: {error}"))
+}
+
+/// Lets the mount be seen, closes the world outside, and says so. Returns what must live as long as the daemon.
+fn settle(
+    request: &MountRequest,
+    equipment: Equipment,
+    mount: &Arc<Mutex<Mount>>,
+    ready: Ready,
+) -> Checked<Option<OwnedFd>> {
+    let caught = signals::catch().map_err(|error| format!("cannot catch signals: {error}"))?;
+    mount.lock().attach()?;
+    let watched = match request.auto_unmount {
+        true => mount.lock().watch(&equipment.null).map_err(|errno| format!("auto_unmount: {}", describe(errno)))?,
+        false => None,
+    };
+    // Opens a socket by its path, so it cannot wait; nothing but a missing thread can go wrong from here.
+    if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
+        log::warn!("cannot tell the service manager (NOTIFY_SOCKET): {error}");
+    }
+    equipment.sandbox.enter()?;
+    let taken = Arc::clone(mount);
+    caught.watch(move || taken.lock().detach()).map_err(|error| format!("cannot start a thread: {error}"))?;
+    if rustix::process::getpid().is_init() {
+        process::ignore_children();
+    }
+    if !request.foreground {
+        equipment.null.put();
+    }
+    logger::switch(equipment.log);
+    ready.tell().map_err(|_| "whoever asked for the union is gone: taking it off again".to_owned())?;
+    Ok(watched)
+}
