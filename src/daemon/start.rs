@@ -115,6 +115,9 @@ fn plan(request: &MountRequest) -> Checked<Plan> {
 
 fn open_union(resolved: Resolved, overlaps: Overlaps, request: &MountRequest) -> Checked<Arc<Union>> {
     // The one place for descriptors that the engine keeps of /proc: after the fork, before the change of root.
+    if let Err(errno) = crate::sys::procfd::init() {
+        log::warn!("/proc/self/fd: {}; open files that lose their names cannot be opened again", describe(errno));
+    }
     let branches = resolved.branches.into_iter().map(|branch| BranchSource {
         label: branch.place.label,
         root: branch.place.fd,
