@@ -76,7 +76,7 @@ fn named_branches(typed: &mut Typed) -> Result<Option<Vec<BranchArg>>, UsageErro
         (Some(_), Some(_), _) => Err(UsageError::new("options 'dirs' and 'lowerdir' exclude each other: give one")),
         (_, None, Some(upper)) => Err(UsageError::new(format!(
             "upperdir={} without lowerdir=: name what lies below it, lowerdir=DIR[:DIR...]",
-            upper.display()
+            quote(upper.as_os_str().as_encoded_bytes())
         ))),
         (Some(dirs), None, None) => Ok(Some(dirs)),
         (None, None, None) => Ok(None),
@@ -87,7 +87,7 @@ fn named_branches(typed: &mut Typed) -> Result<Option<Vec<BranchArg>>, UsageErro
             {
                 return Err(UsageError::new(format!(
                     "upperdir={} needs workdir=DIR, an empty directory on the same filesystem",
-                    upper.display()
+                    quote(upper.as_os_str().as_encoded_bytes())
                 )));
             }
             let upper = upper.map(|path| BranchArg { path, writable: true, oci_whiteouts: false });
@@ -370,8 +370,8 @@ mod tests {
             (&["A", "/m", "-oredirect=yes"], "option 'redirect=yes': the value must be on|off"),
             (&["A", "/m", "-oallow_other,allow_root"], "exclude each other"),
             (&["-odirs=A,lowerdir=B", "/m"], "'dirs' and 'lowerdir' exclude each other"),
-            (&["A", "/m", "-oupperdir=U"], "upperdir=U without lowerdir="),
-            (&["-olowerdir=A,upperdir=U", "/m"], "upperdir=U needs workdir=DIR"),
+            (&["A", "/m", "-oupperdir=U"], "upperdir='U' without lowerdir="),
+            (&["-olowerdir=A,upperdir=U", "/m"], "upperdir='U' needs workdir=DIR"),
             (&["-olowerdir=A::B", "/m"], "'::', are not supported"),
             (&["A", "/m", "-ouidmapping=:0:100000:65536"], "ids are not mapped yet"),
             (&["A", "/m", "-ouidmapping=0:0"], "the value must be HOST:CONTAINER:LENGTH"),

@@ -329,7 +329,7 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         guard("rename", || {
-            reply_empty(self.union.rename(node(parent), name, node(newparent), newname, flags.bits()), reply);
+            reply_empty(self.union.rename((node(parent), name), (node(newparent), newname), flags.bits()), reply);
         });
     }
 
@@ -564,7 +564,7 @@ impl Filesystem for Adapter {
         guard("copy_file_range", || {
             // The answer has 32 bits for the length; copying less is allowed.
             let length = length.min(u64::from(u32::MAX));
-            let result = self.union.copy_file_range(handle(from), from_offset, handle(to), to_offset, length);
+            let result = self.union.copy_file_range((handle(from), from_offset), (handle(to), to_offset), length);
             reply_written(result, reply);
         });
     }

@@ -12,6 +12,20 @@ pub fn exit_now(status: i32) -> ! {
     unsafe { libc::_exit(status) }
 }
 
+/// Closes a copy of `fd`, for the error that close(2) may report.
+///
+/// # Errors
+/// Those of dup(2) and close(2); `EINTR` is not one, the descriptor is closed all the same.
+pub fn close_copy(fd: &std::os::fd::OwnedFd) -> Result<(), rustix::io::Errno> {
+    use std::os::fd::IntoRawFd;
+    let copy = rustix::io::fcntl_dupfd_cloexec(fd, 0)?.into_raw_fd();
+    // SAFETY: the descriptor was made here and is closed once, here.
+    match super::check(unsafe { libc::close(copy) }.into()) {
+        Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+        Err(errno) => Err(errno),
+    }
+}
+
 /// Which of the two processes one is after `fork`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Forked {

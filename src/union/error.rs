@@ -24,8 +24,14 @@ impl<T> During for Result<T> {
     fn during(self, what: &str, place: impl Debug) -> Self {
         if let Err(errno) = &self {
             match *errno {
-                Errno::IO | Errno::STALE | Errno::NOTCONN | Errno::TIMEDOUT | Errno::MFILE | Errno::NFILE
-                | Errno::NOMEM | Errno::UCLEAN => log::error!("{what} {place:?}: {errno}"),
+                Errno::IO
+                | Errno::STALE
+                | Errno::NOTCONN
+                | Errno::TIMEDOUT
+                | Errno::MFILE
+                | Errno::NFILE
+                | Errno::NOMEM
+                | Errno::UCLEAN => log::error!("{what} {place:?}: {errno}"),
                 Errno::NOSPC | Errno::DQUOT | Errno::ROFS => log::warn!("{what} {place:?}: {errno}"),
                 _ => log::debug!("{what} {place:?}: {errno}"),
             }

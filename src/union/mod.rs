@@ -1,8 +1,21 @@
 //! The engine.
+pub mod branch;
+pub mod copyup;
 pub mod engine;
 pub mod error;
 pub mod fault;
+pub mod handle;
+pub mod index;
+pub mod ino;
+pub mod marks;
+pub mod merge;
 pub mod name;
+pub mod node;
+mod ops;
 pub mod options;
+pub mod resolve;
+pub mod stack;
+pub mod stage;
+pub mod table;
 pub mod types;
 pub use engine::{BranchSource, Layout, Union};

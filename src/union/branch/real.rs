@@ -1,0 +1,243 @@
+//! A directory of a branch: where it lies there, and a descriptor for it while it is in use.
+//!
+//! The tree of `RealDir`s is the branch's own tree. A union directory that was renamed still refers to the same real
+//! directories of the lower branches; in the upper, the `RealDir` itself moves (`moved`), and everything below with it.
+//!
+//! Invariant: a descriptor handed out is the directory that was seen at the look-up: reopening after eviction compares
+//! device and inode number and answers `ESTALE` otherwise.
+//!
+//! Not here: who is evicted (`fds`), what a directory means in the union (`node`).
+
+use std::ffi::CStr;
+use std::fmt;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use parking_lot::{Mutex, RwLock};
+use rustix::fs::{AtFlags, Mode, OFlags};
+
+use crate::union::branch::at::{At, Stat, stat};
+use crate::union::branch::fds::DirFds;
+use crate::union::error::{Errno, Result};
+use crate::union::name::Name;
+use crate::union::types::BranchId;
+
+/// What there is to a directory in its branch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Presence {
+    /// A real directory.
+    Real,
+    /// The branch has no such directory, only marks about names in it (unionfs formats keep marks elsewhere).
+    MarksOnly,
+    /// The union shows it empty: the mountpoint, or the root of another branch.
+    Covered,
+}
+
+/// A directory of a branch.
+pub struct RealDir {
+    /// The branch it belongs to.
+    pub branch: BranchId,
+    /// What there is to it.
+    pub presence: Presence,
+    /// The branch uses `overlay.whiteout` attributes in it (overlayfs' opaque value `x`).
+    pub xwhiteouts: bool,
+    identity: (u64, u64),
+    place: RwLock<Option<(Arc<RealDir>, Name)>>,
+    fd: Mutex<Option<Arc<OwnedFd>>>,
+    used: AtomicBool,
+    pinned: OnceLock<Arc<OwnedFd>>,
+    impure: Mutex<Option<bool>>,
+    fds: Arc<DirFds>,
+}
+
+impl fmt::Debug for RealDir {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = self.place.read().as_ref().map(|(_, name)| name.clone());
+        write!(f, "dir {:?} of branch {}", name, self.branch.0)
+    }
+}
+
+impl RealDir {
+    /// The root of a branch; its descriptor is held for life.
+    pub fn root(branch: BranchId, fd: OwnedFd, fds: Arc<DirFds>) -> Result<Arc<Self>> {
+        let stat = stat(fd.as_fd(), c"", AtFlags::EMPTY_PATH)?;
+        let pinned = OnceLock::from(Arc::new(fd));
+        Ok(Arc::new(Self {
+            branch,
+            presence: Presence::Real,
+            xwhiteouts: false,
+            identity: stat.identity(),
+            place: RwLock::new(None),
+            fd: Mutex::new(None),
+            used: AtomicBool::new(false),
+            pinned,
+            impure: Mutex::new(None),
+            fds,
+        }))
+    }
+
+    /// The directory `name` of this one, as `stat` saw it; opened when it is first needed.
+    pub fn child(self: &Arc<Self>, name: &Name, stat: &Stat, presence: Presence, xwhiteouts: bool) -> Arc<Self> {
+        self.descend(name, stat.identity(), presence, xwhiteouts)
+    }
+
+    /// The place `name` below this one where the branch has marks but no directory.
+    pub fn marks_only(self: &Arc<Self>, name: &Name) -> Arc<Self> {
+        self.descend(name, (0, 0), Presence::MarksOnly, false)
+    }
+
+    fn descend(self: &Arc<Self>, name: &Name, identity: (u64, u64), presence: Presence, xwhiteouts: bool) -> Arc<Self> {
+        Arc::new(Self {
+            branch: self.branch,
+            presence,
+            xwhiteouts,
+            identity,
+            place: RwLock::new(Some((self.clone(), name.clone()))),
+            fd: Mutex::new(None),
+            used: AtomicBool::new(false),
+            pinned: OnceLock::new(),
+            impure: Mutex::new(None),
+            fds: self.fds.clone(),
+        })
+    }
+
+    /// Device and inode number.
+    pub fn identity(&self) -> (u64, u64) {
+        self.identity
+    }
+
+    /// Whether entries can be looked up in it.
+    pub fn is_real(&self) -> bool {
+        self.presence == Presence::Real
+    }
+
+    /// An `O_PATH` descriptor of it.
+    ///
+    /// # Errors
+    /// `ESTALE` if something else has taken its place, `ENOENT` if it was never real; those of openat(2).
+    pub fn fd(self: &Arc<Self>) -> Result<Arc<OwnedFd>> {
+        if let Some(fd) = self.pinned.get() {
+            return Ok(fd.clone());
+        }
+        if let Some(fd) = &*self.fd.lock() {
+            self.used.store(true, Ordering::Relaxed);
+            return Ok(fd.clone());
+        }
+        let opened = Arc::new(self.open()?);
+        let fd = {
+            let mut slot = self.fd.lock();
+            if let Some(fd) = &*slot {
+                return Ok(fd.clone());
+            }
+            slot.insert(opened).clone()
+        };
+        self.fds.opened(Arc::downgrade(self));
+        Ok(fd)
+    }
+
+    fn open(self: &Arc<Self>) -> Result<OwnedFd> {
+        if self.presence == Presence::MarksOnly {
+            return Err(Errno::NOENT);
+        }
+        let (parent, name) = self.place.read().clone().ok_or(Errno::STALE)?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(parent.fd()?, name.as_c_str(), flags, Mode::empty())?;
+        if stat(fd.as_fd(), c"", AtFlags::EMPTY_PATH)?.identity() != self.identity {
+            return Err(Errno::STALE);
+        }
+        Ok(fd)
+    }
+
+    /// Gives the descriptor back unless it was asked for since the last call; returns whether it is still held.
+    pub(crate) fn spare(&self) -> bool {
+        let used = self.used.swap(false, Ordering::Relaxed);
+        if !used {
+            self.fd.lock().take();
+        }
+        used
+    }
+
+    /// Keeps the descriptor for as long as the directory is known: it is about to lose its name.
+    ///
+    /// # Errors
+    /// As `fd`.
+    pub fn pin(self: &Arc<Self>) -> Result<()> {
+        let fd = self.fd()?;
+        self.pinned.get_or_init(|| fd);
+        Ok(())
+    }
+
+    /// It was renamed: `name` in `parent` from now on.
+    pub fn moved(&self, parent: Arc<RealDir>, name: Name) {
+        *self.place.write() = Some((parent, name));
+    }
+
+    /// Parent and name in the branch; `None` for the branch's root.
+    pub fn place(&self) -> Option<(Arc<RealDir>, Name)> {
+        self.place.read().clone()
+    }
+
+    /// The names that lead from the branch's root to it.
+    pub fn path(&self) -> Vec<Name> {
+        let mut names = Vec::new();
+        let mut place = self.place();
+        while let Some((parent, name)) = place {
+            names.push(name);
+            place = parent.place();
+        }
+        names.reverse();
+        names
+    }
+
+    /// The object `name` in it. Errors: as `fd`.
+    pub fn at(self: &Arc<Self>, name: &Name) -> Result<At> {
+        Ok(At::Name(self.fd()?, name.clone()))
+    }
+
+    /// The directory itself. Errors: as `fd`.
+    pub fn itself(self: &Arc<Self>) -> Result<At> {
+        Ok(At::Dir(self.fd()?))
+    }
+
+    /// stat of `name` in it; `None` if there is no such name.
+    ///
+    /// # Errors
+    /// Every error of the branch but `ENOENT` and `ENOTDIR`: a sick branch must not look empty.
+    pub fn find(self: &Arc<Self>, name: &Name) -> Result<Option<Stat>> {
+        if !self.is_real() {
+            return Ok(None);
+        }
+        match stat(self.fd()?.as_fd(), name.as_c_str(), AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok(Some(stat)),
+            Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+            Err(errno) => Err(errno),
+        }
+    }
+}
+
+impl RealDir {
+    /// Whether it holds objects that show another inode number than their own, by the mark `key`. Read once.
+    ///
+    /// # Errors
+    /// Those of getxattr(2).
+    pub fn is_impure(self: &Arc<Self>, key: &CStr) -> Result<bool> {
+        if let Some(&impure) = self.impure.lock().as_ref() {
+            return Ok(impure);
+        }
+        let impure = self.itself()?.xattr(key)?.is_some();
+        Ok(*self.impure.lock().get_or_insert(impure))
+    }
+
+    /// Marks it as impure, if it is not yet.
+    ///
+    /// # Errors
+    /// Those of setxattr(2).
+    pub fn make_impure(self: &Arc<Self>, key: &CStr) -> Result<()> {
+        if !self.is_impure(key)? {
+            self.itself()?.set_xattr(key, b"y", 0)?;
+            *self.impure.lock() = Some(true);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,137 @@
+//! The bytes of a copy-up: reflink, else a copy inside the kernel, else read and write; holes stay holes.
+//!
+//! Not here: attributes (`meta`), which object goes where (`mod`).
+
+use std::os::fd::BorrowedFd;
+
+use rustix::fs::SeekFrom;
+
+use crate::union::error::{Errno, Result};
+use crate::union::fault::step;
+
+/// Bytes per call of copy_file_range(2): large enough to cost nothing, small enough to be interrupted by a full disk.
+const RANGE: u64 = 16 << 20;
+/// Bytes per read and write where the kernel cannot copy by itself.
+const BUFFER: usize = 1 << 20;
+
+/// Copies the first `size` bytes of `from` into the empty file `to`, `whole` if that is all there is.
+///
+/// # Errors
+/// `ENOSPC`, `EDQUOT`, `EIO`; those of the calls named above.
+pub fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>, size: u64, whole: bool) -> Result<()> {
+    if size == 0 {
+        return Ok(());
+    }
+    if whole {
+        step("reflink")?;
+        match rustix::fs::ioctl_ficlone(to, from) {
+            Ok(()) => return Ok(()),
+            Err(Errno::NOSPC | Errno::DQUOT) => return Err(Errno::NOSPC),
+            // Any other refusal only says that this filesystem cannot share extents here.
+            Err(_) => {}
+        }
+    }
+    step("set size")?;
+    rustix::fs::ftruncate(to, size)?;
+    let mut at = 0;
+    while let Some((start, end)) = next_extent(from, at, size)? {
+        copy_range(from, to, start, end)?;
+        at = end;
+    }
+    Ok(())
+}
+
+/// The next range of `from` that holds data, at or after `at` and before `size`.
+fn next_extent(from: BorrowedFd<'_>, at: u64, size: u64) -> Result<Option<(u64, u64)>> {
+    if at >= size {
+        return Ok(None);
+    }
+    let start = match rustix::fs::seek(from, SeekFrom::Data(at)) {
+        Ok(start) => start,
+        Err(Errno::NXIO) => return Ok(None),
+        // No knowledge of holes: all of it is data.
+        Err(Errno::INVAL | Errno::OPNOTSUPP) => return Ok(Some((at, size))),
+        Err(errno) => return Err(errno),
+    };
+    if start >= size {
+        return Ok(None);
+    }
+    let end = rustix::fs::seek(from, SeekFrom::Hole(start))?;
+    Ok(Some((start, end.min(size))))
+}
+
+fn copy_range(from: BorrowedFd<'_>, to: BorrowedFd<'_>, start: u64, end: u64) -> Result<()> {
+    let mut at = start;
+    while at < end {
+        step("copy data")?;
+        let (mut source, mut target) = (at, at);
+        let length = usize::try_from((end - at).min(RANGE)).unwrap_or(BUFFER);
+        match rustix::fs::copy_file_range(from, Some(&mut source), to, Some(&mut target), length) {
+            // The file has become shorter under us; what is gone reads as zeros, as in a truncated file grown again.
+            Ok(0) => return Ok(()),
+            Ok(copied) => at += copied as u64,
+            Err(Errno::XDEV | Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS | Errno::PERM | Errno::BADF) => {
+                return read_and_write(from, to, at, end);
+            }
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}
+
+fn read_and_write(from: BorrowedFd<'_>, to: BorrowedFd<'_>, start: u64, end: u64) -> Result<()> {
+    let mut buffer = vec![0; BUFFER.min(usize::try_from(end - start).unwrap_or(BUFFER))];
+    let mut at = start;
+    while at < end {
+        step("write data")?;
+        let wanted = buffer.len().min(usize::try_from(end - at).unwrap_or(BUFFER));
+        let read = rustix::io::retry_on_intr(|| rustix::io::pread(from, &mut buffer[..wanted], at))?;
+        if read == 0 {
+            return Ok(());
+        }
+        let mut done = 0;
+        while done < read {
+            let offset = at + done as u64;
+            done += rustix::io::retry_on_intr(|| rustix::io::pwrite(to, &buffer[done..read], offset))?;
+        }
+        at += read as u64;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Seek, Write};
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn holes_stay_holes() {
+        let mut from = tempfile::tempfile().unwrap();
+        from.write_all(&[7; 8192]).unwrap();
+        from.seek(std::io::SeekFrom::Start(64 << 20)).unwrap();
+        from.write_all(b"end").unwrap();
+        let mut to = tempfile::tempfile().unwrap();
+        let size = from.metadata().unwrap().len();
+        super::copy(from.as_fd(), to.as_fd(), size, true).unwrap();
+        assert_eq!(to.metadata().unwrap().len(), size);
+        let blocks = std::os::unix::fs::MetadataExt::blocks(&to.metadata().unwrap());
+        assert!(blocks < 2048, "{blocks} blocks");
+        let mut head = [0; 8193];
+        to.rewind().unwrap();
+        to.read_exact(&mut head).unwrap();
+        assert_eq!((head[8191], head[8192]), (7, 0));
+    }
+
+    #[test]
+    fn a_prefix_is_copied_to_the_byte() {
+        let mut from = tempfile::tempfile().unwrap();
+        from.write_all(b"0123456789").unwrap();
+        let mut to = tempfile::tempfile().unwrap();
+        super::copy(from.as_fd(), to.as_fd(), 4, false).unwrap();
+        let mut text = String::new();
+        to.rewind().unwrap();
+        to.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "0123");
+    }
+}

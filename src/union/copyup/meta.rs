@@ -1,0 +1,52 @@
+//! The attributes of a copy-up: owner, extended attributes (ACLs and capabilities among them), mode, times; in that
+//! order, because each step may undo a later one (chown drops capabilities and set-id bits, all of them move times).
+
+use std::ffi::CString;
+
+use crate::union::branch::{At, Stat};
+use crate::union::error::{Errno, Result};
+use crate::union::marks::overlay::is_private;
+use crate::union::types::SetTime;
+
+/// Gives `to` the attributes of `from`, whose stat is `was`. Marks are not copied: they belong to a branch.
+///
+/// # Errors
+/// Those of chown(2), setxattr(2), chmod(2) and utimensat(2).
+pub fn copy(from: &At, was: &Stat, to: &At) -> Result<()> {
+    let is = to.stat()?;
+    if (is.uid, is.gid) != (was.uid, was.gid) {
+        to.chown(Some(was.uid), Some(was.gid))?;
+    }
+    copy_xattrs(from, to)?;
+    if !was.kind().is_symlink() {
+        to.chmod(was.mode)?;
+    }
+    copy_times(was, to)
+}
+
+/// Gives `to` the times of `was`.
+///
+/// # Errors
+/// Those of utimensat(2).
+pub fn copy_times(was: &Stat, to: &At) -> Result<()> {
+    to.set_times(Some(SetTime::At(was.atime)), Some(SetTime::At(was.mtime)))
+}
+
+fn copy_xattrs(from: &At, to: &At) -> Result<()> {
+    for key in from.xattr_names()?.split(|&b| b == 0).filter(|key| !key.is_empty() && !is_private(key)) {
+        let key = CString::new(key).map_err(|_| Errno::INVAL)?;
+        let Some(value) = from.xattr(&key)? else { continue };
+        match to.set_xattr(&key, &value, 0) {
+            // A filesystem without room for this kind. Rights must not get lost with it; anything else may.
+            Err(Errno::OPNOTSUPP) if !is_right(key.to_bytes()) => {
+                log::warn!("{to:?}: the upper cannot hold the extended attribute {key:?}; it was not copied");
+            }
+            other => other?,
+        }
+    }
+    Ok(())
+}
+
+fn is_right(key: &[u8]) -> bool {
+    key.starts_with(b"security.") || key.starts_with(b"system.posix_acl_")
+}

@@ -1,0 +1,168 @@
+//! ONE object from a lower branch into the upper: made in the stage, then published by one link or rename.
+//!
+//! It takes no locks and knows no nodes: whoever calls decides what is copied where, and keeps others away from the
+//! name while it is published.
+//!
+//! Invariant: until `publish` the union shows the lower object; from then on a whole copy, already on disk unless the
+//! union is `volatile`.
+
+pub mod data;
+pub mod meta;
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::fs::{FileType, OFlags, RenameFlags};
+
+use crate::union::branch::{At, Stat, change};
+use crate::union::error::{Errno, Result};
+use crate::union::fault::step;
+use crate::union::marks::origin;
+use crate::union::marks::overlay::Keys;
+use crate::union::name::Name;
+use crate::union::stage::{Stage, Staged};
+
+/// What is copied.
+pub struct Source<'a> {
+    /// The lower object.
+    pub at: &'a At,
+    /// Its attributes.
+    pub stat: &'a Stat,
+    /// How many bytes of a regular file are wanted; the rest is about to be cut off.
+    pub bytes: u64,
+    /// Uuid of its filesystem, for the origin mark.
+    pub uuid: [u8; 16],
+    /// Tag of its device, for the origin mark where the filesystem has no handles.
+    pub tag: u64,
+}
+
+/// Where and how copies are made.
+pub struct Workshop<'a> {
+    /// The upper's stage.
+    pub stage: &'a Stage,
+    /// The names of marks.
+    pub keys: &'a Keys,
+    /// Do not sync before publishing.
+    pub volatile: bool,
+}
+
+/// A finished copy that nobody sees yet.
+pub enum Copy<'a> {
+    /// A regular file without a name.
+    Unnamed(Arc<OwnedFd>),
+    /// Any object in the stage.
+    Staged(Staged<'a>),
+}
+
+impl<'a> Workshop<'a> {
+    /// Makes a copy of `source`.
+    ///
+    /// # Errors
+    /// Those of reading the lower and writing the upper; nothing is left behind then.
+    pub fn copy(&self, source: &Source<'_>) -> Result<Copy<'a>> {
+        match source.stat.kind() {
+            FileType::RegularFile => self.copy_file(source),
+            _ => self.copy_other(source),
+        }
+    }
+
+    fn copy_file(&self, source: &Source<'_>) -> Result<Copy<'a>> {
+        let (fd, staged) = if self.stage.can.unnamed {
+            (change::unnamed(self.stage.fd(), 0o600)?, None)
+        } else {
+            let staged = self.stage.temp()?;
+            (change::create(staged.dir(), &staged.name, 0o600, OFlags::RDWR)?, Some(staged))
+        };
+        let bytes = source.bytes.min(source.stat.size);
+        if bytes > 0 {
+            let from = source.at.open(OFlags::RDONLY | OFlags::NONBLOCK)?;
+            data::copy(from.as_fd(), fd.as_fd(), bytes, bytes == source.stat.size)?;
+        }
+        let fd = Arc::new(fd);
+        self.finish(source, &At::Fd(fd.clone()))?;
+        if !self.volatile {
+            step("sync")?;
+            rustix::fs::fsync(&fd)?;
+        }
+        Ok(staged.map_or(Copy::Unnamed(fd), Copy::Staged))
+    }
+
+    fn copy_other(&self, source: &Source<'_>) -> Result<Copy<'a>> {
+        let staged = self.stage.temp()?;
+        let (dir, name) = (staged.dir(), &staged.name);
+        match source.stat.kind() {
+            FileType::Directory => change::mkdir(dir, name, 0o700)?,
+            FileType::Symlink => {
+                let target = std::ffi::CString::new(source.at.readlink()?).map_err(|_| Errno::IO)?;
+                change::symlink(&target, dir, name)?;
+            }
+            kind => change::mknod(dir, name, kind.as_raw_mode() | 0o600, source.stat.rdev)?,
+        }
+        let dir = Arc::new(rustix::io::fcntl_dupfd_cloexec(dir, 0)?);
+        self.finish(source, &At::Name(dir, name.clone()))?;
+        Ok(Copy::Staged(staged))
+    }
+
+    fn finish(&self, source: &Source<'_>, copy: &At) -> Result<()> {
+        self.mark_origin(source, copy)?;
+        meta::copy(source.at, source.stat, copy)
+    }
+
+    /// Records where the copy comes from. Without room for the mark the inode number changes at the next mount, which
+    /// is no reason to refuse the write.
+    fn mark_origin(&self, source: &Source<'_>, copy: &At) -> Result<()> {
+        let (key, value) = match source.at.handle() {
+            Ok(handle) => match origin::encode(&handle, source.uuid) {
+                Some(value) => (&self.keys.origin, value),
+                None => return Ok(()),
+            },
+            Err(_) => (&self.keys.origin_number, origin::encode_number(source.tag, source.stat.ino)),
+        };
+        match copy.set_xattr(key, &value, 0) {
+            Err(Errno::OPNOTSUPP | Errno::PERM) => {
+                log::debug!("{copy:?}: no origin mark");
+                Ok(())
+            }
+            other => other,
+        }
+    }
+}
+
+impl Copy<'_> {
+    /// Gives the copy its name in the upper.
+    ///
+    /// # Errors
+    /// `EEXIST` if the name is taken; those of linkat(2) and renameat2(2).
+    pub fn publish(self, stage: &Stage, dir: impl AsFd, name: &Name) -> Result<()> {
+        match self {
+            Self::Unnamed(fd) => change::link_unnamed(fd.as_fd(), dir, name),
+            Self::Staged(staged) if stage.can.rename_flags => staged.publish(dir, name, RenameFlags::NOREPLACE),
+            Self::Staged(staged) => staged.publish(dir, name, RenameFlags::empty()),
+        }
+    }
+
+    /// Keeps the copy without a name: for an object that has lost its own.
+    ///
+    /// # Errors
+    /// Those of openat(2).
+    pub fn keep(self) -> Result<Arc<OwnedFd>> {
+        match self {
+            Self::Unnamed(fd) => Ok(fd),
+            Self::Staged(staged) => {
+                let dir = Arc::new(rustix::io::fcntl_dupfd_cloexec(staged.dir(), 0)?);
+                At::Name(dir, staged.name.clone()).open(OFlags::PATH).map(Arc::new)
+            }
+        }
+    }
+
+    /// Gives the copy a further name in the index before it is published.
+    ///
+    /// # Errors
+    /// Those of linkat(2).
+    pub fn link(&self, dir: impl AsFd, name: &Name) -> Result<()> {
+        match self {
+            Self::Unnamed(fd) => change::link_unnamed(fd.as_fd(), dir, name),
+            Self::Staged(staged) => change::link(staged.dir(), &staged.name, dir, name),
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! Open files and directories.
+//!
+//! A file handle remembers which of its node's real objects it has open; when the node has been copied up since
+//! (`Node::epoch`), the next use opens the copy in its stead, so that descriptors made before see what is written after.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use dashmap::DashMap;
+use parking_lot::{Mutex, RwLock};
+use rustix::fs::OFlags;
+
+use crate::union::error::{Errno, Result};
+use crate::union::merge::Listing;
+use crate::union::node::Node;
+use crate::union::types::HandleId;
+
+/// An open file or directory.
+pub enum Handle {
+    /// A regular file.
+    File(OpenFile),
+    /// A directory.
+    Dir(OpenDir),
+}
+
+/// An open regular file.
+pub struct OpenFile {
+    /// What was opened.
+    pub node: Arc<Node>,
+    flags: OFlags,
+    real: RwLock<(u32, Arc<OwnedFd>)>,
+}
+
+/// An open directory.
+pub struct OpenDir {
+    /// What was opened.
+    pub node: Arc<Node>,
+    /// The names, from the first read on; taken anew when reading starts over.
+    pub listing: Mutex<Option<Arc<Listing>>>,
+}
+
+/// The flags of open(2) that mean something for the real file. Not O_APPEND: the kernel sends offsets, and a program
+/// may take the flag away later. Not O_DIRECT: the daemon's buffers are not aligned. Not O_TRUNC: done once.
+const KEPT: OFlags = OFlags::ACCMODE.union(OFlags::SYNC).union(OFlags::DSYNC).union(OFlags::NOATIME);
+
+impl OpenFile {
+    /// Opens the node's real object with what of `flags` matters.
+    ///
+    /// # Errors
+    /// `ESTALE` if another object has taken its place in the branch; those of openat(2).
+    pub fn open(node: Arc<Node>, flags: OFlags) -> Result<Self> {
+        let flags = flags & KEPT;
+        let real = open_real(&node, flags)?;
+        Ok(Self { node, flags, real: RwLock::new(real) })
+    }
+
+    /// A handle for a file that was just created.
+    pub fn created(node: Arc<Node>, flags: OFlags, fd: OwnedFd) -> Self {
+        let epoch = node.epoch.load(Ordering::Acquire);
+        Self { node, flags: flags & KEPT, real: RwLock::new((epoch, Arc::new(fd))) }
+    }
+
+    /// The descriptor to use now.
+    ///
+    /// # Errors
+    /// As `open`.
+    pub fn fd(&self) -> Result<Arc<OwnedFd>> {
+        let current = self.node.epoch.load(Ordering::Acquire);
+        {
+            let real = self.real.read();
+            if real.0 == current {
+                return Ok(real.1.clone());
+            }
+        }
+        let fresh = open_real(&self.node, self.flags)?;
+        let fd = fresh.1.clone();
+        *self.real.write() = fresh;
+        Ok(fd)
+    }
+}
+
+fn open_real(node: &Node, flags: OFlags) -> Result<(u32, Arc<OwnedFd>)> {
+    let body = node.body.read();
+    let epoch = node.epoch.load(Ordering::Acquire);
+    let fd = body.at()?.open(flags | OFlags::NONBLOCK)?;
+    if crate::union::branch::At::stat_fd(&fd)?.identity() != body.identity {
+        return Err(Errno::STALE);
+    }
+    Ok((epoch, Arc::new(fd)))
+}
+
+/// All open files and directories.
+#[derive(Default)]
+pub struct Handles {
+    open: DashMap<HandleId, Arc<Handle>>,
+    next: AtomicU64,
+}
+
+impl Handles {
+    /// Remembers `handle`.
+    pub fn add(&self, handle: Handle) -> HandleId {
+        let id = HandleId(self.next.fetch_add(1, Ordering::Relaxed));
+        self.open.insert(id, Arc::new(handle));
+        id
+    }
+
+    /// The handle called `id`.
+    ///
+    /// # Errors
+    /// `EBADF`.
+    pub fn get(&self, id: HandleId) -> Result<Arc<Handle>> {
+        self.open.get(&id).map(|handle| handle.value().clone()).ok_or(Errno::BADF)
+    }
+
+    /// Forgets `id`; returns the node it was for.
+    pub fn remove(&self, id: HandleId) -> Option<Arc<Node>> {
+        let (_, handle) = self.open.remove(&id)?;
+        Some(match &*handle {
+            Handle::File(file) => file.node.clone(),
+            Handle::Dir(dir) => dir.node.clone(),
+        })
+    }
+}
+
+impl Handle {
+    /// The open file. Errors: `EISDIR`.
+    pub fn file(&self) -> Result<&OpenFile> {
+        match self {
+            Self::File(file) => Ok(file),
+            Self::Dir(_) => Err(Errno::ISDIR),
+        }
+    }
+
+    /// The open directory. Errors: `ENOTDIR`.
+    pub fn dir(&self) -> Result<&OpenDir> {
+        match self {
+            Self::Dir(dir) => Ok(dir),
+            Self::File(_) => Err(Errno::NOTDIR),
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! Hard links over copy-up: which upper object stands for a lower one that has several names.
+//!
+//! When a lower file with several names is copied up under one of them, its copy gets a further name here, made of the
+//! lower filesystem's tag and inode number. A look-up that finds another of the lower names asks here and gets the copy.
+//! An attribute of the copy holds that name and by how much the union's count of names differs from the inode's.
+//!
+//! Invariant: the entry outlives every name of the union that leads to it. Counts are lowered after the name is gone,
+//! so a crash leaves a count too high and an entry too many, never one too few.
+
+use std::collections::HashSet;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use parking_lot::RwLock;
+
+use crate::union::branch::list::list_fd;
+use crate::union::branch::{At, Stat, change};
+use crate::union::copyup::Copy;
+use crate::union::error::{Errno, Result};
+use crate::union::marks::origin;
+use crate::union::marks::overlay::Keys;
+use crate::union::name::Name;
+use crate::union::stage::make_dir;
+
+/// The directory in the private area.
+const DIR: &str = "index";
+
+/// The index of one upper.
+pub struct Index {
+    dir: Arc<OwnedFd>,
+    known: RwLock<HashSet<Name>>,
+}
+
+/// What the attribute of an indexed copy says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// Its name in the index.
+    pub name: Name,
+    /// How many more names the union shows than the inode has (the index's own name counts among the inode's).
+    pub extra: i64,
+}
+
+impl Record {
+    /// Reads the attribute of `at`; `None` if it is not in the index.
+    ///
+    /// # Errors
+    /// Those of getxattr(2).
+    pub fn read(keys: &Keys, at: &At) -> Result<Option<Self>> {
+        let Some(value) = at.xattr(&keys.index)? else { return Ok(None) };
+        let text = String::from_utf8_lossy(&value);
+        let parsed = text.split_once(' ').and_then(|(extra, name)| Some((extra.parse().ok()?, Name::new(name).ok()?)));
+        Ok(parsed.map(|(extra, name)| Self { name, extra }))
+    }
+
+    /// Writes the attribute of `at`.
+    ///
+    /// # Errors
+    /// Those of setxattr(2).
+    pub fn write(&self, keys: &Keys, at: &At) -> Result<()> {
+        at.set_xattr(&keys.index, format!("{} {}", self.extra, self.name.as_os_str().display()).as_bytes(), 0)
+    }
+}
+
+impl Index {
+    /// Opens the index in the private area and learns its entries.
+    ///
+    /// # Errors
+    /// Those of mkdirat(2), openat(2), getdents(2).
+    pub fn open(private: BorrowedFd<'_>) -> Result<Self> {
+        let dir = make_dir(private, &Name::new(DIR)?)?;
+        let mut known = HashSet::new();
+        list_fd(&dir, &mut |name, _, _| {
+            known.insert(Name::new(name)?);
+            Ok(())
+        })?;
+        Ok(Self { dir: Arc::new(dir), known: RwLock::new(known) })
+    }
+
+    /// Whether no copy is indexed.
+    pub fn is_empty(&self) -> bool {
+        self.known.read().is_empty()
+    }
+
+    /// The name of the entry for inode `ino` on the lower filesystem with `tag`.
+    ///
+    /// # Errors
+    /// None: the name is always valid.
+    pub fn name_for(tag: u64, ino: u64) -> Result<Name> {
+        Name::new(format!("{tag:016x}-{ino:016x}"))
+    }
+
+    /// The entry called `name`.
+    pub fn at(&self, name: &Name) -> At {
+        At::Name(self.dir.clone(), name.clone())
+    }
+
+    /// The copy that stands for the lower object `lower`, whose entry would be `name`.
+    ///
+    /// # Errors
+    /// Those of statx(2) and getxattr(2).
+    pub fn find(&self, keys: &Keys, name: &Name, lower: &At) -> Result<Option<Stat>> {
+        if !self.known.read().contains(name) {
+            return Ok(None);
+        }
+        let at = self.at(name);
+        // An inode number can come back with another file: the handle tells them apart.
+        if let (Ok(handle), Some(value)) = (lower.handle(), at.xattr(&keys.origin)?)
+            && origin::decode(&value).is_none_or(|(_, of)| of != handle)
+        {
+            log::warn!("index entry {name:?} is of a file that is gone; ignored");
+            return Ok(None);
+        }
+        match at.stat() {
+            Ok(stat) => Ok(Some(stat)),
+            Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// Enters a finished copy, which the union will show under `names` names.
+    ///
+    /// # Errors
+    /// Those of linkat(2) and setxattr(2).
+    pub fn add(&self, keys: &Keys, name: &Name, copy: &Copy<'_>, names: u32) -> Result<()> {
+        match copy.link(&self.dir, name) {
+            // Left by a crash before the copy was published, or of a lower file that is gone: nobody's.
+            Err(Errno::EXIST) => {
+                change::unlink(&self.dir, name)?;
+                copy.link(&self.dir, name)?;
+            }
+            other => other?,
+        }
+        // Once published, the inode has two names: this one and the union's.
+        Record { name: name.clone(), extra: i64::from(names) - 2 }.write(keys, &self.at(name))?;
+        self.known.write().insert(name.clone());
+        Ok(())
+    }
+
+    /// Gives the indexed copy `entry` the name `name` in the upper's `dir`, where so far only the lower one stood.
+    ///
+    /// # Errors
+    /// Those of linkat(2) and setxattr(2).
+    pub fn link_up(&self, keys: &Keys, entry: &Name, dir: impl AsFd, name: &Name) -> Result<()> {
+        change::link(&self.dir, entry, dir, name)?;
+        self.lower_count(keys, entry)
+    }
+
+    /// A name that only the lower had is gone (or has become the upper's): one extra name less.
+    ///
+    /// # Errors
+    /// Those of setxattr(2).
+    pub fn lower_count(&self, keys: &Keys, entry: &Name) -> Result<()> {
+        let at = self.at(entry);
+        if let Some(mut record) = Record::read(keys, &at)? {
+            record.extra -= 1;
+            record.write(keys, &at)?;
+        }
+        Ok(())
+    }
+
+    /// Removes the entry if the union has no name left that leads to it.
+    ///
+    /// # Errors
+    /// Those of statx(2) and unlinkat(2).
+    pub fn remove_if_last(&self, keys: &Keys, entry: &Name) -> Result<()> {
+        let at = self.at(entry);
+        let Some(record) = Record::read(keys, &at)? else { return Ok(()) };
+        if i64::from(at.stat()?.nlink) + record.extra <= 0 {
+            change::unlink(&self.dir, entry)?;
+            self.known.write().remove(entry);
+        }
+        Ok(())
+    }
+
+    /// Removes the index's directory if it is empty.
+    pub fn close(&self, private: BorrowedFd<'_>) {
+        if self.is_empty()
+            && let Ok(name) = Name::new(DIR)
+        {
+            crate::union::error::best_effort("remove the index", change::rmdir(private, &name));
+        }
+    }
+}

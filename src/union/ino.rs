@@ -1,0 +1,138 @@
+//! Which inode number an object of the union shows.
+//!
+//! The branches' own numbers are passed through. Objects of the first device keep theirs to the bit; those of further
+//! devices get the device's index in the high bits, as overlayfs' xino, so that no two objects show the same number.
+//! A copy shows the number of the lower object it was made from, by the origin mark.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use dashmap::DashMap;
+use parking_lot::RwLock;
+use rustix::fs::{AtFlags, OFlags};
+
+use crate::sys;
+use crate::union::branch::at::stat;
+use crate::union::branch::{At, RealDir};
+use crate::union::error::{Errno, Result};
+use crate::union::marks::origin;
+use crate::union::stack::Stack;
+use crate::union::types::Ino;
+
+/// Bits of a number that are the device's index; bit 63 stays free for programs that keep numbers signed.
+const SHIFT: u32 = 56;
+/// Index under which numbers are handed out one by one, for devices that use the high bits themselves.
+const COUNTED: u64 = 0x7f;
+
+/// Numbers for the objects of all branches.
+#[derive(Default)]
+pub struct Numbers {
+    devices: RwLock<Vec<u64>>,
+    counted: DashMap<(u64, u64), u64>,
+    next: AtomicU64,
+}
+
+impl Numbers {
+    /// The number shown for the object `ino` of device `dev`.
+    pub fn number(&self, dev: u64, ino: u64) -> Ino {
+        let index = self.index(dev);
+        if index == 0 {
+            return Ino(ino);
+        }
+        if index < COUNTED && ino >> SHIFT == 0 {
+            return Ino(index << SHIFT | ino);
+        }
+        let number = *self.counted.entry((dev, ino)).or_insert_with(|| self.next.fetch_add(1, Ordering::Relaxed));
+        Ino(COUNTED << SHIFT | number)
+    }
+
+    fn index(&self, dev: u64) -> u64 {
+        if let Some(at) = self.devices.read().iter().position(|&known| known == dev) {
+            return at as u64;
+        }
+        let mut devices = self.devices.write();
+        let at = devices.iter().position(|&known| known == dev).unwrap_or_else(|| {
+            devices.push(dev);
+            devices.len() - 1
+        });
+        at as u64
+    }
+
+    /// The number shown for the object `at` of the branch that `dir` belongs to, whose own identity is `own`.
+    ///
+    /// # Errors
+    /// Those of getxattr(2).
+    pub fn shown(&self, stack: &Stack, dir: &RealDir, at: &At, own: (u64, u64)) -> Result<Ino> {
+        let number = if stack.is_upper(dir.branch) { self.of_origin(stack, at)? } else { None };
+        Ok(number.unwrap_or_else(|| self.number(own.0, own.1)))
+    }
+
+    /// The number of the lower object that the upper's `at` was copied from.
+    fn of_origin(&self, stack: &Stack, at: &At) -> Result<Option<Ino>> {
+        let keys = &stack.upper()?.writer.keys;
+        if let Some(value) = at.xattr(&keys.origin)? {
+            let Some((uuid, handle)) = origin::decode(&value) else { return Ok(None) };
+            for branch in stack.branches.iter().filter(|branch| branch.uuid == uuid && !stack.is_upper(branch.id)) {
+                match sys::handle::open(branch.readable.as_fd(), &handle, OFlags::PATH) {
+                    Ok(fd) => {
+                        let stat = stat(fd.as_fd(), c"", AtFlags::EMPTY_PATH)?;
+                        return Ok(Some(self.number(stat.dev, stat.ino)));
+                    }
+                    Err(Errno::PERM) => {
+                        let dev = branch.root.identity().0;
+                        return Ok(origin::number(&handle).map(|ino| self.number(dev, ino)));
+                    }
+                    // Gone, or of a filesystem that was made anew: the copy has only its own number left.
+                    Err(_) => {}
+                }
+            }
+            return Ok(None);
+        }
+        if stack.branches.iter().all(|branch| branch.handles) {
+            return Ok(None);
+        }
+        let Some(value) = at.xattr(&keys.origin_number)? else { return Ok(None) };
+        let Some((tag, ino)) = origin::decode_number(&value) else { return Ok(None) };
+        let branch = stack.branches.iter().find(|branch| branch.tag == tag && !stack.is_upper(branch.id));
+        Ok(branch.map(|branch| self.number(branch.root.identity().0, ino)))
+    }
+
+    /// The number for an entry of a listing: `name` in `dir`, whose number there is `ino`.
+    ///
+    /// # Errors
+    /// Those of getxattr(2).
+    pub fn listed(&self, stack: &Stack, dir: &Arc<RealDir>, name: &[u8], ino: u64) -> Result<Ino> {
+        let own = (dir.identity().0, ino);
+        if !stack.is_upper(dir.branch) || !dir.is_impure(&stack.upper()?.writer.keys.impure)? {
+            return Ok(self.number(own.0, own.1));
+        }
+        match self.shown(stack, dir, &dir.at(&crate::union::name::Name::new(name)?)?, own) {
+            // Deleted while the listing was taken.
+            Err(Errno::NOENT) => Ok(self.number(own.0, own.1)),
+            other => other,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_passed_through_and_never_meet() {
+        let numbers = Numbers::default();
+        for (dev, ino, shown) in [
+            (10, 5, 5),
+            (10, u64::MAX, u64::MAX),
+            (20, 5, 1 << SHIFT | 5),
+            (30, 5, 2 << SHIFT | 5),
+            (20, 1 << 60, COUNTED << SHIFT),
+            (20, 1 << 61, COUNTED << SHIFT | 1),
+            (20, 1 << 60, COUNTED << SHIFT),
+            (10, 5, 5),
+        ] {
+            assert_eq!(numbers.number(dev, ino), Ino(shown), "{dev} {ino}");
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! The marks of the kernel's overlayfs: a character device 0:0 in a name's place, and extended attributes.
+//!
+//! The names and values are a format on disk (Documentation/filesystems/overlayfs.rst): changing one breaks every
+//! branch written before.
+
+use std::ffi::{CStr, CString};
+
+use crate::union::branch::{At, Stat};
+use crate::union::error::Result;
+
+/// The attributes' names under one prefix: `trusted.overlay.` or, where that cannot be written, `user.overlay.`.
+#[derive(Debug)]
+pub struct Keys {
+    prefix: String,
+    /// On a directory: `y` hides what lies below, `x` says that attributes mark whiteouts in it.
+    pub opaque: CString,
+    /// On a directory: where its lower parts are found.
+    pub redirect: CString,
+    /// On anything copied up: the file handle of the lower object.
+    pub origin: CString,
+    /// On anything copied up from a filesystem without handles: device tag and inode number, ours.
+    pub origin_number: CString,
+    /// On a directory: it holds objects that show another inode number than their own.
+    pub impure: CString,
+    /// On an empty regular file: a whiteout.
+    pub whiteout: CString,
+    /// On a copy with several names, ours: its name in the index, and how many more names the union shows than the inode
+    /// has.
+    pub index: CString,
+}
+
+impl Keys {
+    /// The keys under `user.overlay.` or `trusted.overlay.`.
+    pub fn new(user: bool) -> Self {
+        let prefix = if user { "user.overlay." } else { "trusted.overlay." };
+        let key = |name: &str| CString::new(format!("{prefix}{name}")).unwrap_or_default();
+        Self {
+            prefix: prefix.to_owned(),
+            opaque: key("opaque"),
+            redirect: key("redirect"),
+            origin: key("origin"),
+            origin_number: key("cowfs.origin"),
+            impure: key("impure"),
+            whiteout: key("whiteout"),
+            index: key("cowfs.index"),
+        }
+    }
+
+    /// Whether redirects may be followed: never from attributes that whoever owns a file can set.
+    pub fn trusted(&self) -> bool {
+        self.prefix.starts_with("trusted.")
+    }
+}
+
+/// Whether no union shows or takes the attribute `key`: it is, or would be, a mark.
+pub fn is_private(key: &[u8]) -> bool {
+    [&b"trusted.overlay."[..], b"user.overlay.", b"user.fuseoverlayfs.", b"trusted.cowfs."]
+        .iter()
+        .any(|prefix| key.starts_with(prefix))
+}
+
+/// Whether `stat` is that of a whiteout device.
+pub fn is_device(stat: &Stat) -> bool {
+    stat.kind().is_char_device() && stat.rdev == (0, 0)
+}
+
+/// Whether the empty regular file `at` carries the whiteout attribute.
+pub fn has_whiteout_attribute(keys: &Keys, at: &At, stat: &Stat) -> Result<bool> {
+    Ok(stat.kind().is_file() && stat.size == 0 && at.xattr(&keys.whiteout)?.is_some())
+}
+
+/// What the attributes of a directory say.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DirMarks {
+    /// What lies below is not part of it.
+    pub opaque: bool,
+    /// Whiteouts in it may be attributes.
+    pub xwhiteouts: bool,
+    /// Its lower parts lie there: a path from the root of the union (with `/`), or a name beside its own.
+    pub redirect: Option<Vec<u8>>,
+}
+
+/// Reads the marks of the directory `at`.
+///
+/// # Errors
+/// Those of listxattr(2) and getxattr(2).
+pub fn dir_marks(keys: &Keys, at: &At) -> Result<DirMarks> {
+    let names = at.xattr_names()?;
+    let has = |key: &CStr| names.split(|&b| b == 0).any(|name| name == key.to_bytes());
+    let mut marks = DirMarks::default();
+    if has(&keys.opaque) {
+        match at.xattr(&keys.opaque)?.as_deref() {
+            Some(b"y") => marks.opaque = true,
+            Some(b"x") => marks.xwhiteouts = true,
+            _ => {}
+        }
+    }
+    if keys.trusted() && has(&keys.redirect) {
+        marks.redirect = at.xattr(&keys.redirect)?.filter(|path| !path.is_empty());
+    }
+    Ok(marks)
+}

@@ -1,0 +1,177 @@
+//! Leaving marks in the upper, in one format.
+//!
+//! Invariant, for every function: at no step does a name show something that it showed neither before nor after. The
+//! order of the steps follows from where a format keeps its marks: overlayfs puts a whiteout in the name's own place,
+//! so object and mark change in one rename; the others keep it beside the name, where an object of the same branch
+//! outweighs it, so the mark comes before the object goes and goes after the object has come.
+//!
+//! Not here: whether a mark is needed (`ops`).
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, OFlags, RenameFlags};
+
+use crate::union::branch::at::stat;
+use crate::union::branch::list::list_fd;
+use crate::union::branch::{At, RealDir, change};
+use crate::union::error::{Errno, Result, best_effort};
+use crate::union::marks::OPAQUE_FILE;
+use crate::union::marks::beside::{HIDDEN, WH};
+use crate::union::marks::mirror::Mirror;
+use crate::union::marks::overlay::Keys;
+use crate::union::name::Name;
+use crate::union::options::Format;
+use crate::union::stage::Stage;
+
+/// Leaves marks in the upper.
+pub struct Writer {
+    /// The format of the marks.
+    pub format: Format,
+    /// The names of attributes, used by every format for what it has no mark of its own for.
+    pub keys: Arc<Keys>,
+    /// Root of the upper.
+    pub root: Arc<RealDir>,
+    /// The marks' tree, for the unionfs formats.
+    pub mirror: Option<Arc<Mirror>>,
+}
+
+impl Writer {
+    /// Whether a whiteout takes the place of the name it hides, so that nothing can be created beside it.
+    pub fn in_place(&self) -> bool {
+        self.format == Format::Overlay
+    }
+
+    /// Hides `name`, for which the upper's `dir` has no object, in the branches below.
+    ///
+    /// # Errors
+    /// Those of mknodat(2), mkdirat(2) and openat(2).
+    pub fn hide(&self, dir: &Arc<RealDir>, name: &Name, is_dir: bool) -> Result<()> {
+        let done = match (self.format, &self.mirror) {
+            (Format::Overlay, _) => change::mknod(dir.fd()?, name, 0o020_000, (0, 0)),
+            (Format::Oci, _) | (_, None) => change::create(dir.fd()?, &WH.mark(name)?, 0o600, OFlags::WRONLY).map(drop),
+            (Format::Unionfs | Format::UnionfsFuse, Some(mirror)) => {
+                let marks = mirror.make(&self.root, dir)?;
+                let mark = HIDDEN.mark(name)?;
+                if is_dir {
+                    change::mkdir(&marks, &mark, 0o700)
+                } else {
+                    change::create(&marks, &mark, 0o600, OFlags::WRONLY).map(drop)
+                }
+            }
+        };
+        match done {
+            // Hidden already: by a mark that outlived its object.
+            Err(Errno::EXIST) if !self.in_place() => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Removes the upper's object `name` where nothing lies below it.
+    ///
+    /// # Errors
+    /// Those of unlinkat(2) and renameat(2).
+    pub fn remove(&self, stage: &Stage, dir: &Arc<RealDir>, name: &Name, is_dir: bool) -> Result<()> {
+        if !is_dir {
+            return change::unlink(dir.fd()?, name);
+        }
+        match change::rmdir(dir.fd()?, name) {
+            // Empty in the union, but it holds marks.
+            Err(Errno::NOTEMPTY | Errno::EXIST) => stage.take(dir.fd()?, name, RenameFlags::empty()).map(drop),
+            other => other,
+        }
+    }
+
+    /// Removes the upper's object `name` and hides what lies below it.
+    ///
+    /// # Errors
+    /// Those of `remove` and `hide`.
+    pub fn remove_and_hide(&self, stage: &Stage, dir: &Arc<RealDir>, name: &Name, is_dir: bool) -> Result<()> {
+        if self.in_place() {
+            return stage.take(dir.fd()?, name, RenameFlags::WHITEOUT).map(drop);
+        }
+        self.hide(dir, name, is_dir)?;
+        self.remove(stage, dir, name, is_dir)
+    }
+
+    /// An object that is no directory has come to stand at `name`: a mark beside it says nothing any more.
+    pub fn uncover(&self, dir: &Arc<RealDir>, name: &Name) {
+        best_effort("remove a whiteout", self.remove_mark(dir, name));
+    }
+
+    fn remove_mark(&self, dir: &Arc<RealDir>, name: &Name) -> Result<()> {
+        let (marks, mark) = match (self.format, &self.mirror) {
+            (Format::Overlay, _) => return Ok(()),
+            (Format::Oci, _) | (_, None) => (dir.fd()?, WH.mark(name)?),
+            (Format::Unionfs | Format::UnionfsFuse, Some(mirror)) => match mirror.find(dir)? {
+                Some(marks) => (marks, HIDDEN.mark(name)?),
+                None => return Ok(()),
+            },
+        };
+        let is_dir = match stat(marks.as_fd(), mark.as_c_str(), AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => stat.is_dir(),
+            Err(Errno::NOENT) => return Ok(()),
+            Err(errno) => return Err(errno),
+        };
+        if is_dir { change::rmdir(&marks, &mark) } else { change::unlink(&marks, &mark) }
+    }
+
+    /// Makes the directory behind `object` opaque for the time when it stands at `name` in `dir`: before it is moved
+    /// there, where it may still show what is below its present place only if nothing is.
+    ///
+    /// # Errors
+    /// Those of setxattr(2), openat(2) and `hide`.
+    pub fn seal(&self, object: BorrowedFd<'_>, dir: &Arc<RealDir>, name: &Name) -> Result<()> {
+        match self.format {
+            Format::Overlay => {
+                let object = At::Fd(Arc::new(rustix::io::fcntl_dupfd_cloexec(object, 0)?));
+                object.set_xattr(&self.keys.opaque, b"y", 0)
+            }
+            Format::Oci => match change::create(object, &Name::new(OPAQUE_FILE)?, 0o600, OFlags::WRONLY) {
+                Ok(_) | Err(Errno::EXIST) => Ok(()),
+                Err(errno) => Err(errno),
+            },
+            Format::Unionfs | Format::UnionfsFuse => self.hide(dir, name, true),
+        }
+    }
+
+    /// A directory that was sealed has come to stand at `name`.
+    pub fn sealed_in_place(&self, dir: &Arc<RealDir>, name: &Name) {
+        // In the unionfs formats the mark beside a directory is what makes it opaque.
+        if self.format == Format::Oci {
+            self.uncover(dir, name);
+        }
+    }
+
+    /// Makes the upper's directory `name` really empty, which is empty in the union but holds or has marks, so that
+    /// another one can be renamed onto it.
+    ///
+    /// # Errors
+    /// Those of the calls that it takes.
+    pub fn empty(&self, stage: &Stage, dir: &Arc<RealDir>, name: &Name) -> Result<()> {
+        let object = dir.at(name)?;
+        if self.in_place() {
+            return self.exchange_for_empty(stage, dir, name, &object);
+        }
+        // Opaque by the mark beside it from here on, so the marks inside are not needed.
+        self.hide(dir, name, true)?;
+        let inner = object.open(OFlags::RDONLY | OFlags::DIRECTORY)?;
+        let mut marks = Vec::new();
+        list_fd(&inner, &mut |entry, _, _| {
+            marks.push(Name::new(entry)?);
+            Ok(())
+        })?;
+        marks.iter().try_for_each(|mark| change::unlink(&inner, mark))
+    }
+
+    fn exchange_for_empty(&self, stage: &Stage, dir: &Arc<RealDir>, name: &Name, object: &At) -> Result<()> {
+        let staged = stage.temp()?;
+        change::mkdir(staged.dir(), &staged.name, 0o700)?;
+        let fresh = At::Name(Arc::new(rustix::io::fcntl_dupfd_cloexec(staged.dir(), 0)?), staged.name.clone());
+        let was = object.stat()?;
+        fresh.set_xattr(&self.keys.opaque, b"y", 0)?;
+        fresh.chown(Some(was.uid), Some(was.gid))?;
+        fresh.chmod(was.mode)?;
+        staged.publish(dir.fd()?, name, RenameFlags::EXCHANGE)
+    }
+}

@@ -1,0 +1,125 @@
+//! The listing of a directory of the union: the names of all layers, each once, without what marks hide.
+//!
+//! Difficulties, and what answers them:
+//! 1. a name in several layers is listed once, with the topmost one's type and number: `Seen`, kept only if there is
+//!    more than one layer;
+//! 2. a mark hides a name in the layers below its own, never in its own: marks count when their layer is done;
+//! 3. a listing must not change while a program reads it by position (telldir): it is a value, taken at opendir.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use rustix::fs::FileType;
+
+use crate::union::branch::RealDir;
+use crate::union::error::Result;
+use crate::union::marks::Listed;
+use crate::union::marks::beside::{HIDDEN, WH};
+use crate::union::name::Name;
+use crate::union::stack::Stack;
+use crate::union::types::Ino;
+
+/// The names of a directory, in the order in which they are shown.
+#[derive(Debug, Default)]
+pub struct Listing {
+    names: Vec<u8>,
+    entries: Vec<Entry>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    start: usize,
+    length: u16,
+    kind: FileType,
+    ino: Ino,
+}
+
+impl Listing {
+    /// Adds a name at the end.
+    pub fn push(&mut self, name: &[u8], kind: FileType, ino: Ino) {
+        let start = self.names.len();
+        self.names.extend_from_slice(name);
+        self.entries.push(Entry { start, length: name.len() as u16, kind, ino });
+    }
+
+    /// The entry at `position`, counted from 0.
+    pub fn get(&self, position: usize) -> Option<(&[u8], FileType, Ino)> {
+        let entry = self.entries.get(position)?;
+        let name = self.names.get(entry.start..entry.start + usize::from(entry.length))?;
+        Some((name, entry.kind, entry.ino))
+    }
+
+    /// How many names there are.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether there is no name.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+}
+
+/// Names that the layers above have decided.
+#[derive(Default)]
+struct Seen {
+    names: HashSet<Box<[u8]>>,
+    /// Marks of names too long to be spelled out.
+    marks: HashSet<Box<[u8]>>,
+}
+
+impl Seen {
+    fn contains(&self, name: &[u8]) -> Result<bool> {
+        if self.names.contains(name) {
+            return Ok(true);
+        }
+        if self.marks.is_empty() {
+            return Ok(false);
+        }
+        let name = Name::new(name)?;
+        Ok(self.marks.contains(WH.mark(&name)?.as_bytes()) || self.marks.contains(HIDDEN.mark(&name)?.as_bytes()))
+    }
+}
+
+/// Lists the directory made of `layers`. `number` tells the inode number of an entry from its layer, name and number
+/// there.
+///
+/// # Errors
+/// Those of reading the layers, and of `number`.
+pub fn merge(
+    stack: &Stack,
+    layers: &[Arc<RealDir>],
+    number: &mut dyn FnMut(&Arc<RealDir>, &[u8], u64) -> Result<Ino>,
+) -> Result<Listing> {
+    let mut listing = Listing::default();
+    let mut seen = Seen::default();
+    for (at, dir) in layers.iter().enumerate() {
+        let (first, last) = (at == 0, at + 1 == layers.len());
+        let mut of_this_layer = Seen::default();
+        stack.branch(dir.branch)?.reader.list(dir, &mut |entry| {
+            match entry {
+                Listed::Object(name, kind, ino) => {
+                    if !first && seen.contains(name)? {
+                        return Ok(());
+                    }
+                    if !last {
+                        of_this_layer.names.insert(name.into());
+                    }
+                    let kind = if kind == FileType::Unknown { kind_of(dir, name)? } else { kind };
+                    listing.push(name, kind, number(dir, name, ino)?);
+                }
+                Listed::Hidden(name) if !last => drop(of_this_layer.names.insert(name.into())),
+                Listed::HiddenLong(mark) if !last => drop(of_this_layer.marks.insert(mark.into())),
+                Listed::Hidden(_) | Listed::HiddenLong(_) => {}
+            }
+            Ok(())
+        })?;
+        seen.names.extend(of_this_layer.names);
+        seen.marks.extend(of_this_layer.marks);
+    }
+    Ok(listing)
+}
+
+fn kind_of(dir: &Arc<RealDir>, name: &[u8]) -> Result<FileType> {
+    Ok(dir.find(&Name::new(name)?)?.map_or(FileType::Unknown, |stat| stat.kind()))
+}

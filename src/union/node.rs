@@ -1,0 +1,294 @@
+//! A node: an object of the union that somebody knows, and where its real object is now.
+//!
+//! Locks, and the order in which one thread may take them:
+//! 1. `lift` of a node, while it is copied up (data included; nobody else waits for it but who wants the same copy);
+//!    of a child before those of its ancestors;
+//! 2. `children` of directories: shared to look names up, exclusive to change which there are. Two of them: the
+//!    ancestor first, else by `NodeId`, under the engine's `crossing` lock;
+//! 3. `body`, shared while the real object is used by name, exclusive while its place changes; a child's before its
+//!    parent's, two siblings' by `NodeId`. Held over short system calls only.
+//!
+//! The table's own locks come before `body` and are never held over a system call.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use parking_lot::{Mutex, RwLock};
+use rustix::fs::FileType;
+use smallvec::SmallVec;
+
+use crate::union::branch::{At, Presence, RealDir};
+use crate::union::error::{Errno, Result};
+use crate::union::name::Name;
+use crate::union::stack::{Layers, Stack};
+use crate::union::types::{BranchId, Ino, NodeId};
+
+/// How many names of one file a node remembers; one would do, a few save look-ups after an unlink.
+const LINKS: usize = 8;
+
+/// A name by which a node is known.
+#[derive(Clone)]
+pub struct Link {
+    /// The directory.
+    pub parent: Arc<Node>,
+    /// The name in it.
+    pub name: Name,
+    /// The branch whose object this name leads to; a name that only a lower branch has stays there when the file it
+    /// leads to is copied up under another name.
+    pub branch: BranchId,
+}
+
+impl Link {
+    fn is(&self, parent: &Arc<Node>, name: &Name) -> bool {
+        Arc::ptr_eq(&self.parent, parent) && self.name == *name
+    }
+}
+
+/// What a look-up has seen.
+pub struct Seen {
+    /// The number to show.
+    pub ino: Ino,
+    /// Type.
+    pub kind: FileType,
+    /// Device and inode number of the real object.
+    pub identity: (u64, u64),
+    /// The branch it is in.
+    pub branch: BranchId,
+    /// For a directory: its layers.
+    pub layers: Layers,
+    /// The name in the index through which it was found.
+    pub index: Option<Name>,
+}
+
+/// Where a node's real object is.
+pub struct Body {
+    /// Names by which it is known; none once it is unlinked.
+    pub links: SmallVec<[Link; 1]>,
+    /// For a directory: its layers.
+    pub layers: Layers,
+    /// The branch of the real object (of a directory: the topmost real one).
+    pub branch: BranchId,
+    /// Device and inode number of the real object.
+    pub identity: (u64, u64),
+    /// Those of the lower object it was copied from, if that happened while it was known.
+    pub before: Option<(u64, u64)>,
+    /// The object itself, once no name leads to it.
+    pub held: Option<Arc<OwnedFd>>,
+    /// Its name in the index, if it was found there.
+    pub index: Option<At>,
+    /// Names of the lower file that were deleted while it was known.
+    pub gone: u32,
+}
+
+/// An object of the union that somebody knows.
+pub struct Node {
+    /// What the kernel calls it.
+    pub id: NodeId,
+    /// The number that stat shows.
+    pub ino: Ino,
+    /// Type.
+    pub kind: FileType,
+    /// How often the kernel has been told of it and has not forgotten.
+    pub lookups: AtomicU64,
+    /// Raised by one whenever the real object is another one; open files compare it with what they opened.
+    pub epoch: AtomicU32,
+    /// Held while it is copied up.
+    pub lift: Mutex<()>,
+    /// Held while its names are looked up or changed.
+    pub children: RwLock<()>,
+    /// Where it is.
+    pub body: RwLock<Body>,
+}
+
+impl Node {
+    /// A node for what was seen, known by `links`.
+    pub fn new(id: NodeId, seen: Seen, index: Option<At>, link: Option<Link>) -> Self {
+        Self {
+            id,
+            ino: seen.ino,
+            kind: seen.kind,
+            lookups: AtomicU64::new(1),
+            epoch: AtomicU32::new(0),
+            lift: Mutex::new(()),
+            children: RwLock::new(()),
+            body: RwLock::new(Body {
+                links: link.into_iter().collect(),
+                layers: seen.layers,
+                branch: seen.branch,
+                identity: seen.identity,
+                before: None,
+                held: None,
+                index,
+                gone: 0,
+            }),
+        }
+    }
+
+    /// The kernel has given `count` look-ups back. More than it was given would be its mistake; the count stays at 0.
+    pub fn forgotten(&self, count: u64) {
+        let mut known = self.lookups.load(Ordering::Acquire);
+        while let Err(other) =
+            self.lookups.compare_exchange_weak(known, known.saturating_sub(count), Ordering::AcqRel, Ordering::Acquire)
+        {
+            known = other;
+        }
+    }
+
+    /// Whether it is a directory.
+    pub fn is_dir(&self) -> bool {
+        self.kind.is_dir()
+    }
+
+    /// Whether what was seen is this object.
+    pub fn is(&self, seen: &Seen) -> bool {
+        let body = self.body.read();
+        self.kind == seen.kind && (body.identity == seen.identity || body.before == Some(seen.identity))
+    }
+
+    /// It was seen once more, under `link`.
+    pub fn seen_again(&self, seen: Seen, index: Option<At>, link: Link) {
+        {
+            let body = self.body.read();
+            if body.knows(&link) && !body.layers_differ(&seen.layers) && body.held.is_none() {
+                return;
+            }
+        }
+        let mut body = self.body.write();
+        if self.is_dir() {
+            if body.layers_differ(&seen.layers) {
+                body.layers = seen.layers.iter().map(|dir| body.known_layer(dir)).collect();
+                body.branch = seen.branch;
+                body.identity = seen.identity;
+            }
+            body.links = SmallVec::from_iter([link]);
+        } else {
+            body.remember(link);
+            if index.is_some() {
+                body.index = index;
+            }
+        }
+        body.held = None;
+    }
+
+    /// Uses the real object; its place cannot change meanwhile, so `use_it` has to be short.
+    ///
+    /// # Errors
+    /// `ESTALE` if no name leads to it any more; what `use_it` returns.
+    pub fn with<T>(&self, use_it: impl FnOnce(&At) -> Result<T>) -> Result<T> {
+        let body = self.body.read();
+        use_it(&body.at()?)
+    }
+
+    /// The layers of a directory.
+    ///
+    /// # Errors
+    /// `ENOTDIR`; `ENOENT` for a directory that was removed.
+    pub fn layers(&self) -> Result<Layers> {
+        if !self.is_dir() {
+            return Err(Errno::NOTDIR);
+        }
+        let body = self.body.read();
+        if body.links.is_empty() && self.id != NodeId::ROOT { Err(Errno::NOENT) } else { Ok(body.layers.clone()) }
+    }
+
+    /// A directory's part in the upper, if it has one that can be written.
+    pub fn upper_dir(&self, stack: &Stack) -> Option<Arc<RealDir>> {
+        let body = self.body.read();
+        body.layers.first().filter(|dir| stack.is_upper(dir.branch) && dir.is_real()).cloned()
+    }
+
+    /// The link by which a directory is known (a directory has one name).
+    pub fn link(&self) -> Option<Link> {
+        self.body.read().links.first().cloned()
+    }
+
+    /// The directory it is in, for `..`; the root is its own.
+    pub fn parent_ino(&self) -> Ino {
+        self.link().map_or(self.ino, |link| link.parent.ino)
+    }
+
+    /// Whether `other` is this directory or lies below it.
+    pub fn is_ancestor_of(self: &Arc<Self>, other: &Arc<Node>) -> bool {
+        let mut at = other.clone();
+        loop {
+            if Arc::ptr_eq(self, &at) {
+                return true;
+            }
+            match at.link() {
+                Some(link) => at = link.parent,
+                None => return false,
+            }
+        }
+    }
+
+    /// Its real object is another one from now on; open files will notice.
+    pub fn replaced(&self) {
+        self.epoch.fetch_add(1, Ordering::Release);
+    }
+}
+
+impl Body {
+    /// Where the real object is.
+    ///
+    /// # Errors
+    /// `ESTALE` if no name leads to it any more.
+    pub fn at(&self) -> Result<At> {
+        if let Some(fd) = &self.held {
+            return Ok(At::Fd(fd.clone()));
+        }
+        if let Some(dir) = self.layers.iter().find(|dir| dir.presence != Presence::MarksOnly) {
+            return dir.itself();
+        }
+        for link in self.links.iter().filter(|link| link.branch == self.branch) {
+            if let Some(dir) = link.parent.body.read().layer(self.branch) {
+                return dir.at(&link.name);
+            }
+        }
+        self.index.clone().ok_or(Errno::STALE)
+    }
+
+    /// The layer that belongs to `branch`.
+    pub fn layer(&self, branch: BranchId) -> Option<Arc<RealDir>> {
+        self.layers.iter().find(|dir| dir.branch == branch).cloned()
+    }
+
+    fn knows(&self, link: &Link) -> bool {
+        self.links.iter().any(|known| known.is(&link.parent, &link.name) && known.branch == link.branch)
+    }
+
+    /// Adds a name, or corrects the branch of one that is known.
+    pub fn remember(&mut self, link: Link) {
+        if let Some(known) = self.links.iter_mut().find(|known| known.is(&link.parent, &link.name)) {
+            known.branch = link.branch;
+        } else if self.links.len() < LINKS {
+            self.links.push(link);
+        } else {
+            self.links[LINKS - 1] = link;
+        }
+    }
+
+    /// Forgets a name; returns what was known of it.
+    pub fn unlink(&mut self, parent: &Arc<Node>, name: &Name) -> Option<Link> {
+        let at = self.links.iter().position(|known| known.is(parent, name))?;
+        Some(self.links.remove(at))
+    }
+
+    /// Whether `name` in `parent` is one of its names.
+    pub fn has_link(&self, parent: &Arc<Node>, name: &Name) -> bool {
+        self.links.iter().any(|known| known.is(parent, name))
+    }
+
+    fn layers_differ(&self, seen: &Layers) -> bool {
+        self.layers.len() != seen.len() || self.layers.iter().zip(seen).any(|(known, seen)| !same_layer(known, seen))
+    }
+
+    /// The layer already known for the same real directory, so that its descriptor and its children stay valid.
+    fn known_layer(&self, seen: &Arc<RealDir>) -> Arc<RealDir> {
+        self.layers.iter().find(|known| same_layer(known, seen)).unwrap_or(seen).clone()
+    }
+}
+
+fn same_layer(a: &RealDir, b: &RealDir) -> bool {
+    a.branch == b.branch && a.presence == b.presence && a.identity() == b.identity()
+}

@@ -1,0 +1,86 @@
+//! Changing attributes: chmod, chown, truncate, utimens, and the inode flags of chattr(1).
+
+use std::sync::Arc;
+
+use rustix::fs::OFlags;
+
+use crate::sys::ioctl;
+use crate::union::engine::Union;
+use crate::union::error::{During, Errno, Result};
+use crate::union::fault::step;
+use crate::union::node::Node;
+use crate::union::types::{Attr, Caller, HandleId, NodeId, SetAttr};
+
+impl Union {
+    /// Changes what `set` names and returns all attributes. A size cuts before a copy is made: what is cut off is not
+    /// copied.
+    ///
+    /// # Errors
+    /// Those of chmod(2), chown(2), truncate(2), utimensat(2) and of copying up.
+    pub fn setattr(&self, node: NodeId, handle: Option<HandleId>, set: &SetAttr, _caller: &Caller) -> Result<Attr> {
+        let id = node;
+        let node = self.table.get(id)?;
+        self.raise(&node, set.size.unwrap_or(u64::MAX))?;
+        if let Some(size) = set.size {
+            if node.is_dir() {
+                return Err(Errno::ISDIR);
+            }
+            self.truncate(&node, size).during("truncate", id)?;
+        }
+        node.with(|at| {
+            if set.uid.is_some() || set.gid.is_some() {
+                at.chown(set.uid, set.gid)?;
+            }
+            // After chown, which takes set-id bits away.
+            if let Some(mode) = set.mode {
+                at.chmod(mode)?;
+            }
+            if set.atime.is_some() || set.mtime.is_some() {
+                at.set_times(set.atime, set.mtime)?;
+            }
+            Ok(())
+        })
+        .during("change attributes of", id)?;
+        self.getattr(id, handle)
+    }
+
+    /// Cuts or grows the upper's file.
+    pub(super) fn truncate(&self, node: &Arc<Node>, size: u64) -> Result<()> {
+        let fd = node.with(|at| at.open(OFlags::WRONLY | OFlags::NONBLOCK))?;
+        step("truncate")?;
+        rustix::fs::ftruncate(&fd, size)
+    }
+
+    /// FS_IOC_GETFLAGS.
+    ///
+    /// # Errors
+    /// `ENOTTY` where the branch has none, or for what is neither file nor directory.
+    pub fn inode_flags(&self, node: NodeId) -> Result<u32> {
+        let node = self.table.get(node)?;
+        let fd = open_for_flags(&node)?;
+        ioctl::inode_flags(std::os::fd::AsFd::as_fd(&fd)).map_err(no_flags)
+    }
+
+    /// FS_IOC_SETFLAGS.
+    ///
+    /// # Errors
+    /// As `inode_flags`; those of copying up.
+    pub fn set_inode_flags(&self, node: NodeId, flags: u32) -> Result<()> {
+        let node = self.table.get(node)?;
+        self.raise(&node, u64::MAX)?;
+        let fd = open_for_flags(&node)?;
+        step("set flags")?;
+        ioctl::set_inode_flags(std::os::fd::AsFd::as_fd(&fd), flags).map_err(no_flags)
+    }
+}
+
+fn open_for_flags(node: &Node) -> Result<std::os::fd::OwnedFd> {
+    if !node.kind.is_file() && !node.is_dir() {
+        return Err(Errno::NOTTY);
+    }
+    node.with(|at| at.open(OFlags::RDONLY | OFlags::NONBLOCK))
+}
+
+fn no_flags(errno: Errno) -> Errno {
+    if errno == Errno::OPNOTSUPP { Errno::NOTTY } else { errno }
+}

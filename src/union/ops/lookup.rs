@@ -1,0 +1,73 @@
+//! From a name to a node, and forgetting it again.
+
+use std::ffi::OsStr;
+
+use crate::union::engine::Union;
+use crate::union::error::{Errno, Result};
+use crate::union::ops::name_of;
+use crate::union::types::{Attr, Entry, HandleId, NodeId, StatFs};
+
+impl Union {
+    /// Looks `name` up in `parent` and counts one reference for the caller, until `forget`.
+    ///
+    /// # Errors
+    /// `ENOENT`, `ENOTDIR`, `ENAMETOOLONG`; every error of a branch but absence.
+    pub fn lookup(&self, parent: NodeId, name: &OsStr) -> Result<Entry> {
+        let parent = self.table.get(parent)?;
+        if !parent.is_dir() {
+            return Err(Errno::NOTDIR);
+        }
+        let name = name_of(name)?;
+        let _shared = parent.children.read();
+        Ok(self.entry(self.look(&parent, &name)?))
+    }
+
+    /// Gives `count` references back.
+    pub fn forget(&self, node: NodeId, count: u64) {
+        self.table.forget(node, count);
+    }
+
+    /// What stat(2) shows. `handle`, if the caller has one, changes nothing: a node keeps what is open.
+    ///
+    /// # Errors
+    /// `ESTALE` if the branch has another object in its place; those of statx(2).
+    pub fn getattr(&self, node: NodeId, _handle: Option<HandleId>) -> Result<Attr> {
+        let node = self.table.get(node)?;
+        let stat = {
+            let body = node.body.read();
+            let stat = body.at()?.stat().map_err(|errno| if errno == Errno::NOENT { Errno::STALE } else { errno })?;
+            if stat.identity() != body.identity {
+                return Err(Errno::STALE);
+            }
+            stat
+        };
+        self.attr(&node, &stat)
+    }
+
+    /// The target of a symlink.
+    ///
+    /// # Errors
+    /// `EINVAL` if it is none; those of readlinkat(2).
+    pub fn readlink(&self, node: NodeId) -> Result<Vec<u8>> {
+        self.table.get(node)?.with(|at| at.readlink())
+    }
+
+    /// What statfs(2) shows: the upper's figures, or the top branch's without an upper.
+    ///
+    /// # Errors
+    /// Those of fstatfs(2).
+    pub fn statfs(&self) -> Result<StatFs> {
+        let top = self.stack.branches.first().ok_or(Errno::IO)?;
+        let fs = rustix::fs::fstatvfs(&top.readable)?;
+        let size = |size: u64| u32::try_from(size).unwrap_or(4096);
+        Ok(StatFs {
+            blocks: fs.f_blocks,
+            bfree: fs.f_bfree,
+            bavail: fs.f_bavail,
+            files: fs.f_files,
+            ffree: fs.f_ffree,
+            bsize: size(fs.f_bsize),
+            frsize: size(fs.f_frsize),
+        })
+    }
+}

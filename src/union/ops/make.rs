@@ -1,0 +1,274 @@
+//! New names: files, directories, devices, symlinks, further links.
+//!
+//! The creating call runs with the caller's user, group and umask in the directory where the object is to be, so that
+//! set-group-id directories, default ACLs and quotas come right by themselves. Where a whiteout takes up the name
+//! (overlay format), the object is made in a nursery instead: a directory in the stage that passes on the same group
+//! and ACLs, and replaces the whiteout in one rename.
+
+use std::ffi::{CString, OsStr};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+
+use rustix::fs::{FileType, OFlags, RenameFlags};
+
+use crate::sys::creds::Assumed;
+use crate::union::branch::{At, RealDir, change};
+use crate::union::engine::Union;
+use crate::union::error::{During, Errno, Result};
+use crate::union::handle::{Handle, OpenFile};
+use crate::union::name::Name;
+use crate::union::node::Node;
+use crate::union::resolve::{Found, InUpper, in_upper, lies_below};
+use crate::union::stack::{Layers, Stack, Upper};
+use crate::union::stage::Staged;
+use crate::union::types::{Attr, Caller, Entry, HandleId, NodeId};
+
+const DEFAULT_ACL: &std::ffi::CStr = c"system.posix_acl_default";
+
+/// A free name in the upper, with the lock on its directory's names.
+struct Free<'a> {
+    upper: &'a Upper,
+    parent: &'a Arc<Node>,
+    dir: Arc<RealDir>,
+    name: &'a Name,
+    /// The name is free because a mark hides what lies below it.
+    hidden: bool,
+}
+
+impl Union {
+    /// As mknod(2); `mode` holds type and permissions, `rdev` major and minor number.
+    ///
+    /// # Errors
+    /// `EPERM` for what would be a whiteout; those of mknod(2) and of copying up the directory.
+    pub fn mknod(&self, parent: NodeId, name: &OsStr, mode: u32, rdev: (u32, u32), caller: &Caller) -> Result<Entry> {
+        if FileType::from_raw_mode(mode).is_char_device() && rdev == (0, 0) {
+            return Err(Errno::PERM);
+        }
+        self.make(parent, name, caller, |dir, name| change::mknod(dir, name, mode, rdev))
+    }
+
+    /// As symlink(2).
+    ///
+    /// # Errors
+    /// Those of symlink(2) and of copying up the directory.
+    pub fn symlink(&self, parent: NodeId, name: &OsStr, target: &OsStr, caller: &Caller) -> Result<Entry> {
+        let target = CString::new(target.as_bytes()).map_err(|_| Errno::INVAL)?;
+        self.make(parent, name, caller, |dir, name| change::symlink(&target, dir, name))
+    }
+
+    /// As open(2) with O_CREAT; `flags` as there.
+    ///
+    /// # Errors
+    /// Those of open(2) and of copying up the directory.
+    pub fn create(
+        &self,
+        parent: NodeId,
+        name: &OsStr,
+        mode: u32,
+        flags: i32,
+        caller: &Caller,
+    ) -> Result<(Entry, HandleId)> {
+        let oflags = OFlags::from_bits_retain(flags.cast_unsigned());
+        let access = oflags & (OFlags::ACCMODE | OFlags::SYNC | OFlags::DSYNC);
+        let mut fd: Option<OwnedFd> = None;
+        let made = self.make(parent, name, caller, |dir, name| {
+            fd = Some(change::create(dir, name, mode & 0o7777, access)?);
+            Ok(())
+        });
+        match (made, fd) {
+            (Ok(entry), Some(fd)) => {
+                let node = self.table.get(entry.node)?;
+                Ok((entry, self.handles.add(Handle::File(OpenFile::created(node, access, fd)))))
+            }
+            (Err(Errno::EXIST), _) if !oflags.contains(OFlags::EXCL) => {
+                let entry = self.lookup(parent, name)?;
+                match self.open_file(entry.node, flags, caller) {
+                    Ok(handle) => Ok((entry, handle)),
+                    Err(errno) => {
+                        self.forget(entry.node, 1);
+                        Err(errno)
+                    }
+                }
+            }
+            (Err(errno), _) => Err(errno),
+            (Ok(_), None) => Err(Errno::IO),
+        }
+    }
+
+    /// Makes an object that is no directory.
+    fn make(
+        &self,
+        parent: NodeId,
+        name: &OsStr,
+        caller: &Caller,
+        mut act: impl FnMut(BorrowedFd<'_>, &Name) -> Result<()>,
+    ) -> Result<Entry> {
+        let parent = self.table.get(parent)?;
+        let name = self.checked_name(&parent, name)?;
+        self.in_free(&parent, &name, |free| {
+            let mut as_caller = |dir: BorrowedFd<'_>, name: &Name| {
+                let _assumed = Assumed::new(caller.uid, caller.gid, caller.umask)?;
+                act(dir, name)
+            };
+            if free.hidden && free.upper.writer.in_place() {
+                let nursery = free.nursery()?;
+                let inner = nursery.open_dir()?;
+                as_caller(inner.as_fd(), &nursery.name)?;
+                change::rename(&inner, &nursery.name, free.dir.fd()?, &free.name.clone(), RenameFlags::empty())?;
+            } else {
+                as_caller(free.dir.fd()?.as_fd(), free.name)?;
+                if free.hidden {
+                    free.upper.writer.uncover(&free.dir, free.name);
+                }
+            }
+            self.enter_made(free)
+        })
+    }
+
+    /// As mkdir(2).
+    ///
+    /// # Errors
+    /// Those of mkdir(2) and of copying up the directory.
+    pub fn mkdir(&self, parent: NodeId, name: &OsStr, mode: u32, caller: &Caller) -> Result<Entry> {
+        let parent = self.table.get(parent)?;
+        let name = self.checked_name(&parent, name)?;
+        self.in_free(&parent, &name, |free| {
+            let as_caller = |dir: BorrowedFd<'_>, name: &Name| {
+                let _assumed = Assumed::new(caller.uid, caller.gid, caller.umask)?;
+                change::mkdir(dir, name, mode & 0o7777)
+            };
+            let writer = &free.upper.writer;
+            if free.hidden && writer.in_place() {
+                let nursery = free.nursery()?;
+                let inner = nursery.open_dir()?;
+                as_caller(inner.as_fd(), &nursery.name)?;
+                let object = open_dir(inner.as_fd(), &nursery.name)?;
+                writer.seal(object.as_fd(), &free.dir, free.name)?;
+                change::rename(&inner, &nursery.name, free.dir.fd()?, free.name, RenameFlags::EXCHANGE)?;
+            } else {
+                // The mark beside the name makes the new directory opaque from its first moment on.
+                as_caller(free.dir.fd()?.as_fd(), free.name)?;
+                if free.hidden {
+                    let object = open_dir(free.dir.fd()?.as_fd(), free.name)?;
+                    writer.seal(object.as_fd(), &free.dir, free.name)?;
+                    writer.sealed_in_place(&free.dir, free.name);
+                }
+            }
+            self.enter_made(free)
+        })
+    }
+
+    /// As link(2).
+    ///
+    /// # Errors
+    /// `EPERM` for a directory, `ENOENT` for a file without a name; those of link(2) and of copying up.
+    pub fn link(&self, node: NodeId, parent: NodeId, name: &OsStr) -> Result<Entry> {
+        let (node, parent) = (self.table.get(node)?, self.table.get(parent)?);
+        if node.is_dir() {
+            return Err(Errno::PERM);
+        }
+        let name = self.checked_name(&parent, name)?;
+        self.raise(&node, u64::MAX)?;
+        self.in_free(&parent, &name, |free| {
+            let body = node.body.read();
+            let At::Name(from_dir, from_name) = body.at()? else { return Err(Errno::NOENT) };
+            if node.ino != self.numbers.number(body.identity.0, body.identity.1) {
+                self.mark_impure(free.upper, &free.dir)?;
+            }
+            if free.hidden && free.upper.writer.in_place() {
+                let staged = free.upper.stage.temp()?;
+                change::link(&from_dir, &from_name, staged.dir(), &staged.name)?;
+                staged.publish(free.dir.fd()?, free.name, RenameFlags::empty())?;
+            } else {
+                change::link(&from_dir, &from_name, free.dir.fd()?, free.name)?;
+                if free.hidden {
+                    free.upper.writer.uncover(&free.dir, free.name);
+                }
+            }
+            drop(body);
+            self.enter_made(free)
+        })
+    }
+
+    /// Runs `act` while `name` in `parent` is free and nobody else can take it.
+    fn in_free(
+        &self,
+        parent: &Arc<Node>,
+        name: &Name,
+        act: impl FnOnce(&Free<'_>) -> Result<(Arc<Node>, Attr)>,
+    ) -> Result<Entry> {
+        let upper = self.stack.upper()?;
+        if parent.upper_dir(&self.stack).is_none() {
+            // A name that is taken is no reason to copy up a directory.
+            let _shared = parent.children.read();
+            if crate::union::resolve::find(&self.stack, &parent.layers()?, name)?.is_some() {
+                return Err(Errno::EXIST);
+            }
+        }
+        self.raise_dir(parent)?;
+        let _names = parent.children.write();
+        let layers = parent.layers()?;
+        let dir = parent.upper_dir(&self.stack).ok_or(Errno::STALE)?;
+        let hidden = match in_upper(&self.stack, &dir, name)? {
+            InUpper::Leaf(_) | InUpper::Dir(_) => return Err(Errno::EXIST),
+            InUpper::Whiteout => true,
+            InUpper::Nothing if layers.len() == 1 => false,
+            InUpper::Nothing => {
+                let hidden = self.stack.branch(dir.branch)?.reader.hides(&dir, name)?;
+                if !hidden && lies_below(&self.stack, &layers, name)? {
+                    return Err(Errno::EXIST);
+                }
+                hidden
+            }
+        };
+        let free = Free { upper, parent, dir, name, hidden };
+        Ok(self.entry(act(&free).during("create", name)?))
+    }
+
+    /// The node for the object that has just been made.
+    fn enter_made(&self, free: &Free<'_>) -> Result<(Arc<Node>, Attr)> {
+        let stat = free.dir.find(free.name)?.ok_or(Errno::STALE)?;
+        let found = if stat.is_dir() {
+            Found::Dir(Layers::from_iter([self.stack.child(&free.dir, free.name, &stat, false)]), stat)
+        } else {
+            Found::Leaf(free.dir.clone(), stat)
+        };
+        self.enter(free.parent, free.name, found)
+    }
+
+    /// Whether `branch` is the upper. Short for the other requests.
+    pub(super) fn in_upper_branch(&self, dir: &RealDir) -> bool {
+        self.stack.is_upper(dir.branch) && dir.branch == Stack::UPPER
+    }
+}
+
+impl Free<'_> {
+    /// A directory in the stage in which an object is born as it would be in `dir`.
+    fn nursery(&self) -> Result<Staged<'_>> {
+        let staged = self.upper.stage.temp()?;
+        change::mkdir(staged.dir(), &staged.name, 0o700)?;
+        let here = Arc::new(rustix::io::fcntl_dupfd_cloexec(staged.dir(), 0)?);
+        let nursery = At::Name(here, staged.name.clone());
+        let model = self.dir.itself()?;
+        let stat = model.stat()?;
+        nursery.chown(Some(stat.uid), Some(stat.gid))?;
+        nursery.chmod(stat.mode)?;
+        if let Some(acl) = model.xattr(DEFAULT_ACL)? {
+            nursery.set_xattr(DEFAULT_ACL, &acl, 0)?;
+        }
+        Ok(staged)
+    }
+}
+
+fn open_dir(dir: BorrowedFd<'_>, name: &Name) -> Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(dir, name.as_c_str(), flags, rustix::fs::Mode::empty())
+}
+
+impl Staged<'_> {
+    /// Opens the staged directory.
+    fn open_dir(&self) -> Result<OwnedFd> {
+        open_dir(self.dir(), &self.name)
+    }
+}

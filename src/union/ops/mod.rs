@@ -1,0 +1,175 @@
+//! The requests, one file a kind. Every one that changes something has the same five steps: lock, resolve, plan, act on
+//! the disk, and only then change memory.
+//!
+//! Here: what all of them need, from a name to a node and from a real object's stat to the attributes shown.
+
+mod attr;
+mod dir;
+mod io;
+mod lookup;
+mod make;
+mod open;
+mod raise;
+mod remove;
+mod rename;
+mod xattr;
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+
+use crate::union::branch::{At, Presence, RealDir, Stat};
+use crate::union::engine::Union;
+use crate::union::error::{Errno, Result, best_effort};
+use crate::union::index::{Index, Record};
+use crate::union::name::Name;
+use crate::union::node::{Link, Node, Seen};
+use crate::union::resolve::{Found, find};
+use crate::union::stack::Stack;
+use crate::union::types::{Attr, BranchId, Entry};
+
+/// A name as a program gives it.
+fn name_of(name: &OsStr) -> Result<Name> {
+    Name::new(name.as_bytes())
+}
+
+impl Union {
+    /// Refuses a name that unions keep for themselves. `EPERM`, as aufs.
+    fn checked_name(&self, parent: &Node, name: &OsStr) -> Result<Name> {
+        let name = name_of(name)?;
+        let root = Arc::as_ptr(self.table.root()) == std::ptr::from_ref(parent);
+        if name.is_reserved(root) { Err(Errno::PERM) } else { Ok(name) }
+    }
+
+    /// Looks `name` up in `parent`, whose `children` lock is held, and counts the node.
+    fn look(&self, parent: &Arc<Node>, name: &Name) -> Result<(Arc<Node>, Attr)> {
+        let found = find(&self.stack, &parent.layers()?, name)?.ok_or(Errno::NOENT)?;
+        self.enter(parent, name, found)
+    }
+
+    /// The node for what was found under `name` in `parent`.
+    fn enter(&self, parent: &Arc<Node>, name: &Name, found: Found) -> Result<(Arc<Node>, Attr)> {
+        let mut stat = *found.stat();
+        let (seen, in_index) = match found {
+            Found::Dir(layers, _) => (self.seen_dir(layers)?, None),
+            Found::Leaf(dir, _) => self.seen_leaf(&dir, name, &mut stat)?,
+        };
+        let branch = if in_index.is_some() { seen_branch_of_name(&seen) } else { seen.branch };
+        let link = Link { parent: parent.clone(), name: name.clone(), branch };
+        let node = self.table.enter(seen, in_index, link);
+        let attr = self.attr(&node, &stat)?;
+        Ok((node, attr))
+    }
+
+    fn seen_dir(&self, layers: crate::union::stack::Layers) -> Result<Seen> {
+        let top = layers.iter().find(|dir| dir.presence != Presence::MarksOnly).ok_or(Errno::IO)?;
+        let (branch, identity) = (top.branch, top.identity());
+        let ino = match top.place() {
+            Some((parent, name)) => self.numbers.shown(&self.stack, top, &parent.at(&name)?, identity)?,
+            None => self.numbers.number(identity.0, identity.1),
+        };
+        Ok(Seen { ino, kind: rustix::fs::FileType::Directory, identity, branch, layers, index: None })
+    }
+
+    /// A file found in `dir`; if it is one of several lower names of a file whose copy is in the index, the copy is
+    /// seen (and `stat` becomes the copy's).
+    fn seen_leaf(&self, dir: &Arc<RealDir>, name: &Name, stat: &mut Stat) -> Result<(Seen, Option<At>)> {
+        let at = dir.at(name)?;
+        let ino = self.numbers.shown(&self.stack, dir, &at, stat.identity())?;
+        let mut seen = Seen {
+            ino,
+            kind: stat.kind(),
+            identity: stat.identity(),
+            branch: dir.branch,
+            layers: crate::union::stack::Layers::new(),
+            index: None,
+        };
+        let mut in_index = None;
+        if let Some((index, entry)) = self.index_entry(dir, stat)?
+            && let Some(copy) = index.find(&self.stack.upper()?.writer.keys, &entry, &at)?
+        {
+            *stat = copy;
+            seen.identity = copy.identity();
+            seen.branch = Stack::UPPER;
+            in_index = Some(index.at(&entry));
+            seen.index = Some(entry);
+        }
+        Ok((seen, in_index))
+    }
+
+    /// The index and the name that a lower file with these attributes would have there; `None` if it has one name only.
+    fn index_entry(&self, dir: &RealDir, stat: &Stat) -> Result<Option<(&Index, Name)>> {
+        let Some(index) = &self.index else { return Ok(None) };
+        let branch = self.stack.branch(dir.branch)?;
+        let same_device = branch.root.identity().0 == stat.dev;
+        if stat.nlink < 2 || stat.is_dir() || self.stack.is_upper(dir.branch) || !same_device {
+            return Ok(None);
+        }
+        Ok(Some((index, Index::name_for(branch.tag, stat.ino)?)))
+    }
+
+    /// What stat shows of `node`, whose real object has the attributes `stat`.
+    fn attr(&self, node: &Node, stat: &Stat) -> Result<Attr> {
+        Ok(Attr {
+            ino: node.ino,
+            size: stat.size,
+            blocks: stat.blocks,
+            atime: stat.atime,
+            mtime: stat.mtime,
+            ctime: stat.ctime,
+            mode: stat.mode,
+            nlink: self.nlink(node, stat)?,
+            uid: stat.uid,
+            gid: stat.gid,
+            rdev: stat.rdev,
+            blksize: stat.blksize,
+        })
+    }
+
+    /// How many names the union has for `node`.
+    fn nlink(&self, node: &Node, stat: &Stat) -> Result<u32> {
+        let body = node.body.read();
+        if node.is_dir() {
+            let parts = body.layers.iter().filter(|dir| dir.presence != Presence::MarksOnly).count();
+            return Ok(if body.links.is_empty() && body.held.is_some() {
+                0
+            } else if parts > 1 {
+                1
+            } else {
+                stat.nlink
+            });
+        }
+        if !self.stack.is_upper(body.branch) {
+            return Ok(if body.links.is_empty() && body.held.is_some() && stat.nlink <= body.gone {
+                0
+            } else {
+                stat.nlink.saturating_sub(body.gone)
+            });
+        }
+        if self.index.as_ref().is_none_or(Index::is_empty) {
+            return Ok(stat.nlink);
+        }
+        let at = body.at()?;
+        let record = Record::read(&self.stack.upper()?.writer.keys, &at)?;
+        let extra = record.map_or(0, |record| record.extra);
+        Ok(u32::try_from((i64::from(stat.nlink) + extra).max(0)).unwrap_or(u32::MAX))
+    }
+
+    /// The answer to a look-up or a creation.
+    fn entry(&self, (node, attr): (Arc<Node>, Attr)) -> Entry {
+        Entry { node: node.id, attr }
+    }
+
+    /// Makes the upper's directory `dir` look untouched again: names change in it that the union does not see change.
+    fn keep_times<T>(&self, dir: &Arc<RealDir>, act: impl FnOnce() -> Result<T>) -> Result<T> {
+        let was = dir.itself()?.stat()?;
+        let done = act()?;
+        best_effort("put back the times of a directory", crate::union::copyup::meta::copy_times(&was, &dir.itself()?));
+        Ok(done)
+    }
+}
+
+/// A name that leads to the index is a lower branch's: the topmost lower will do, since only "not the upper" matters.
+fn seen_branch_of_name(seen: &Seen) -> BranchId {
+    BranchId(seen.branch.0.saturating_add(1))
+}

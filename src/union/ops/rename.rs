@@ -1,0 +1,401 @@
+//! Renaming.
+//!
+//! Difficulties, and what answers them:
+//! 1. the object may be a lower branch's: it is copied up first, without the locks; then all is looked at again
+//!    (`Union::rename` goes round until nothing is missing);
+//! 2. something may lie below the old name and must not come to light: a whiteout, left by the rename itself
+//!    (overlay) or put there before (`Move::act`);
+//! 3. something may lie below the new name and must not be merged into a directory that comes to stand there:
+//!    the directory is sealed before it moves (`Move::seal`);
+//! 4. a directory with lower parts cannot leave them behind: a redirect mark remembers where they are, or `EXDEV`;
+//! 5. a directory at the new name that is empty in the union may hold marks: it is really emptied first.
+//!
+//! Not here: how marks look and in which order they appear (`marks::write`).
+
+use std::ffi::OsStr;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use parking_lot::RwLockWriteGuard;
+use rustix::fs::{OFlags, RenameFlags};
+
+use crate::union::branch::{Presence, RealDir, change};
+use crate::union::engine::Union;
+use crate::union::error::{During, Errno, Result};
+use crate::union::name::Name;
+use crate::union::node::{Body, Link, Node};
+use crate::union::ops::name_of;
+use crate::union::ops::remove::{hold, lose_name};
+use crate::union::resolve::{InUpper, in_upper, lies_below};
+use crate::union::stack::{Layers, Stack, Upper};
+use crate::union::types::NodeId;
+
+/// One end of a rename.
+struct End<'a> {
+    parent: &'a Arc<Node>,
+    name: &'a Name,
+}
+
+/// A node that was looked up for the length of a request.
+struct Counted<'a> {
+    union: &'a Union,
+    node: Option<Arc<Node>>,
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        if let Some(node) = self.node.take() {
+            let id = node.id;
+            drop(node);
+            self.union.forget(id, 1);
+        }
+    }
+}
+
+/// A rename whose objects are all in the upper, with both directories' names locked.
+struct Move<'a> {
+    upper: &'a Upper,
+    from: (Arc<RealDir>, &'a Name),
+    to: (Arc<RealDir>, &'a Name),
+    node: &'a Arc<Node>,
+    /// Something lies below the old name.
+    hide_old: bool,
+    /// Something lies below the new name.
+    below_new: bool,
+    /// What the upper has at the new name.
+    at_new: InUpper,
+}
+
+impl Union {
+    /// As renameat2(2) with RENAME_NOREPLACE or RENAME_EXCHANGE.
+    ///
+    /// # Errors
+    /// Those of rename(2); `EXDEV` for a directory with lower parts where no redirect can be left.
+    pub fn rename(
+        &self,
+        (parent, name): (NodeId, &OsStr),
+        (newparent, newname): (NodeId, &OsStr),
+        flags: u32,
+    ) -> Result<()> {
+        let flags = RenameFlags::from_bits_retain(flags);
+        let both = RenameFlags::NOREPLACE | RenameFlags::EXCHANGE;
+        if flags.difference(both) != RenameFlags::empty() || flags == both {
+            return Err(Errno::INVAL);
+        }
+        self.stack.upper()?;
+        let (parent, newparent) = (self.table.get(parent)?, self.table.get(newparent)?);
+        let (name, newname) = (name_of(name)?, self.checked_name(&newparent, newname)?);
+        let (old, new) = (End { parent: &parent, name: &name }, End { parent: &newparent, name: &newname });
+        let _crossing = (!Arc::ptr_eq(&parent, &newparent)).then(|| self.crossing.lock());
+        while !self.try_rename(&old, &new, flags).during("rename", (&name, &newname))? {}
+        Ok(())
+    }
+
+    /// Goes through with the rename, or brings into the upper what has to be there and returns false.
+    fn try_rename(&self, old: &End<'_>, new: &End<'_>, flags: RenameFlags) -> Result<bool> {
+        let exchange = flags.contains(RenameFlags::EXCHANGE);
+        let locks = lock_names(old.parent, new.parent);
+        let source = self.counted(old)?.ok_or(Errno::NOENT)?;
+        let target = self.counted(new)?;
+        let Some(node) = &source.node else { return Err(Errno::NOENT) };
+        let victim = target.as_ref().and_then(|target| target.node.as_ref());
+        if flags.contains(RenameFlags::NOREPLACE) && victim.is_some() {
+            return Err(Errno::EXIST);
+        }
+        if victim.is_some_and(|victim| Arc::ptr_eq(victim, node)) {
+            return Ok(true);
+        }
+        check(old, new, node, (victim, exchange))?;
+        let lifted = [Some(node), victim.filter(|_| exchange)];
+        for node in lifted.into_iter().flatten() {
+            self.check_movable(node)?;
+        }
+        if !self.is_ready(old, node)?
+            || new.parent.upper_dir(&self.stack).is_none()
+            || (exchange && !victim.map_or(Ok(true), |victim| self.is_ready(new, victim))?)
+        {
+            drop(locks);
+            lifted.into_iter().flatten().try_for_each(|node| self.raise(node, u64::MAX))?;
+            self.raise_dir(old.parent)?;
+            self.raise_dir(new.parent)?;
+            return Ok(false);
+        }
+        match victim {
+            Some(victim) if exchange => self.exchange(old, new, (node, victim))?,
+            victim => self.replace(old, new, node, victim)?,
+        }
+        Ok(true)
+    }
+
+    fn counted(&self, end: &End<'_>) -> Result<Option<Counted<'_>>> {
+        match self.look(end.parent, end.name) {
+            Ok((node, _)) => Ok(Some(Counted { union: self, node: Some(node) })),
+            Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// Whether the upper itself has the node under this name.
+    fn is_ready(&self, end: &End<'_>, node: &Arc<Node>) -> Result<bool> {
+        if node.is_dir() {
+            return Ok(node.upper_dir(&self.stack).is_some());
+        }
+        if end.parent.upper_dir(&self.stack).is_none() || !self.stack.is_upper(node.body.read().branch) {
+            return Ok(false);
+        }
+        match self.own_name(end.parent, end.name, node) {
+            Ok(()) => Ok(true),
+            Err(Errno::AGAIN) => Ok(false),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// `EBUSY` for a directory that only looks empty, `EXDEV` for one whose lower parts cannot be remembered.
+    fn check_movable(&self, node: &Arc<Node>) -> Result<()> {
+        if !node.is_dir() {
+            return Ok(());
+        }
+        let layers = node.layers()?;
+        if layers.iter().any(|dir| dir.presence == Presence::Covered) {
+            return Err(Errno::BUSY);
+        }
+        if self.has_lower_parts(&layers) && !self.stack.upper()?.redirect {
+            return Err(Errno::XDEV);
+        }
+        Ok(())
+    }
+
+    fn has_lower_parts(&self, layers: &Layers) -> bool {
+        !self.stack.lowers(layers).is_empty()
+    }
+
+    fn replace(&self, old: &End<'_>, new: &End<'_>, node: &Arc<Node>, victim: Option<&Arc<Node>>) -> Result<()> {
+        let inner = victim.filter(|victim| victim.is_dir()).map(|victim| victim.children.write());
+        if let (Some(_), Some(victim)) = (&inner, victim) {
+            self.check_empty(victim)?;
+        }
+        let (from, to) = (self.upper_of(old)?, self.upper_of(new)?);
+        let step = Move {
+            upper: self.stack.upper()?,
+            hide_old: lies_below(&self.stack, &old.parent.layers()?, old.name)?,
+            below_new: lies_below(&self.stack, &new.parent.layers()?, new.name)?,
+            at_new: in_upper(&self.stack, &to, new.name)?,
+            from: (from, old.name),
+            to: (to, new.name),
+            node,
+        };
+        let victim_in_upper = matches!(step.at_new, InUpper::Leaf(_) | InUpper::Dir(_));
+        self.mark_arrival(&step, node)?;
+        if node.is_dir() {
+            self.prepare_dir(&step)?;
+        }
+        let (mut body, mut lost) = write_both(node, victim);
+        let entry = lost.as_ref().map_or(Ok(None), |lost| self.indexed(lost))?;
+        let held = match (victim, &lost) {
+            (Some(victim), Some(lost)) => hold(victim, lost)?,
+            _ => None,
+        };
+        step.act()?;
+        relink(&mut body, old, new, &step.to.0);
+        if let Some(lost) = &mut lost {
+            lose_name(lost, new.parent, new.name, held);
+            if !victim_in_upper && entry.is_none() {
+                lost.gone += 1;
+            }
+        }
+        drop((body, lost));
+        self.uncount(entry, victim_in_upper);
+        Ok(())
+    }
+
+    fn upper_of(&self, end: &End<'_>) -> Result<Arc<RealDir>> {
+        end.parent.upper_dir(&self.stack).ok_or(Errno::STALE)
+    }
+
+    /// The new directory will hold an object that shows another number than its own.
+    fn mark_arrival(&self, step: &Move<'_>, node: &Arc<Node>) -> Result<()> {
+        let identity = node.body.read().identity;
+        if node.ino != self.numbers.number(identity.0, identity.1) {
+            self.mark_impure(step.upper, &step.to.0)?;
+        }
+        Ok(())
+    }
+
+    /// What a directory needs before it moves: a redirect if it has lower parts, else a seal if something lies below
+    /// its new name.
+    fn prepare_dir(&self, step: &Move<'_>) -> Result<()> {
+        let layers = step.node.layers()?;
+        let object = layers.first().ok_or(Errno::STALE)?.itself()?;
+        if self.has_lower_parts(&layers) {
+            let path = self.redirect_path(&layers)?;
+            return object.set_xattr(&step.upper.writer.keys.redirect, &path, 0);
+        }
+        if step.below_new {
+            let object = object.open(OFlags::RDONLY | OFlags::DIRECTORY)?;
+            step.upper.writer.seal(object.as_fd(), &step.to.0, step.to.1)?;
+        }
+        Ok(())
+    }
+
+    /// The path from the union's root under which the lower branches have the lower parts of a directory.
+    ///
+    /// # Errors
+    /// `EXDEV` if following it would not lead there again (redirects among the lowers themselves).
+    fn redirect_path(&self, layers: &Layers) -> Result<Vec<u8>> {
+        let lowers = self.stack.lowers(layers);
+        let first = lowers.first().ok_or(Errno::STALE)?;
+        let names = first.path();
+        let mut at: Layers = self.stack.lowers(&self.stack.roots()).into();
+        let mut path = Vec::new();
+        for name in &names {
+            match crate::union::resolve::find(&self.stack, &at, name)? {
+                Some(crate::union::resolve::Found::Dir(next, _)) => at = next,
+                _ => return Err(Errno::XDEV),
+            }
+            path.push(b'/');
+            path.extend_from_slice(name.as_bytes());
+        }
+        let same = at.len() == lowers.len()
+            && at.iter().zip(lowers).all(|(a, b)| a.branch == b.branch && a.identity() == b.identity());
+        if same { Ok(path) } else { Err(Errno::XDEV) }
+    }
+
+    fn exchange(&self, old: &End<'_>, new: &End<'_>, (node, other): (&Arc<Node>, &Arc<Node>)) -> Result<()> {
+        let (from, to) = (self.upper_of(old)?, self.upper_of(new)?);
+        let upper = self.stack.upper()?;
+        let there = |node, from: &Arc<RealDir>, to: &Arc<RealDir>, ends: (&End<'_>, &End<'_>)| -> Result<()> {
+            let (from_name, to_name, parent) = (ends.0.name, ends.1.name, ends.1.parent);
+            let step = Move {
+                upper,
+                from: (from.clone(), from_name),
+                to: (to.clone(), to_name),
+                node,
+                hide_old: false,
+                below_new: lies_below(&self.stack, &parent.layers()?, to_name)?,
+                at_new: InUpper::Nothing,
+            };
+            self.mark_arrival(&step, node)?;
+            if node.is_dir() { self.prepare_dir(&step) } else { Ok(()) }
+        };
+        there(node, &from, &to, (old, new))?;
+        there(other, &to, &from, (new, old))?;
+        let (mut body, other_body) = write_both(node, Some(other));
+        let mut other_body = other_body.ok_or(Errno::STALE)?;
+        change::rename(from.fd()?, old.name, to.fd()?, new.name, RenameFlags::EXCHANGE)?;
+        relink(&mut body, old, new, &to);
+        relink(&mut other_body, new, old, &from);
+        for (dir, name, arrived) in [(&to, new.name, node), (&from, old.name, other)] {
+            if arrived.is_dir() {
+                upper.writer.sealed_in_place(dir, name);
+            } else {
+                upper.writer.uncover(dir, name);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Move<'_> {
+    /// The steps on the disk.
+    fn act(&self) -> Result<()> {
+        let writer = &self.upper.writer;
+        let (from, to) = (&self.from.0, &self.to.0);
+        if matches!(self.at_new, InUpper::Dir(_)) && change_needs_empty(to, self.to.1)? {
+            writer.empty(&self.upper.stage, to, self.to.1)?;
+        }
+        if writer.in_place() {
+            return self.act_in_place();
+        }
+        if self.hide_old {
+            writer.hide(from, self.from.1, self.node.is_dir())?;
+        }
+        change::rename(from.fd()?, self.from.1, to.fd()?, self.to.1, RenameFlags::empty())?;
+        if !self.node.is_dir() {
+            writer.uncover(to, self.to.1);
+        } else {
+            writer.sealed_in_place(to, self.to.1);
+        }
+        Ok(())
+    }
+
+    /// Whiteouts take names' places: one rename moves the object and leaves or takes away a whiteout.
+    fn act_in_place(&self) -> Result<()> {
+        let (from, to) = (&self.from.0, &self.to.0);
+        if self.node.is_dir() && matches!(self.at_new, InUpper::Whiteout) {
+            // A directory cannot be renamed onto a device, so they change places; the whiteout is then where it is
+            // needed, or in the way.
+            change::rename(from.fd()?, self.from.1, to.fd()?, self.to.1, RenameFlags::EXCHANGE)?;
+            if !self.hide_old {
+                let gone = change::unlink(from.fd()?, self.from.1);
+                crate::union::error::best_effort("remove a whiteout", gone);
+            }
+            return Ok(());
+        }
+        let flags = if self.hide_old { RenameFlags::WHITEOUT } else { RenameFlags::empty() };
+        change::rename(from.fd()?, self.from.1, to.fd()?, self.to.1, flags)
+    }
+}
+
+/// Whether the directory `name`, empty in the union, has entries in the upper.
+fn change_needs_empty(dir: &Arc<RealDir>, name: &Name) -> Result<bool> {
+    let inner = dir.at(name)?.open(OFlags::RDONLY | OFlags::DIRECTORY)?;
+    let mut any = false;
+    crate::union::branch::list::list_fd(&inner, &mut |_, _, _| {
+        any = true;
+        Ok(())
+    })?;
+    Ok(any)
+}
+
+/// What rename(2) refuses.
+fn check(old: &End<'_>, new: &End<'_>, node: &Arc<Node>, (victim, exchange): (Option<&Arc<Node>>, bool)) -> Result<()> {
+    if node.is_dir() && node.is_ancestor_of(new.parent) {
+        return Err(Errno::INVAL);
+    }
+    let Some(victim) = victim else { return if exchange { Err(Errno::NOENT) } else { Ok(()) } };
+    if victim.is_dir() && victim.is_ancestor_of(old.parent) {
+        return Err(if exchange { Errno::INVAL } else { Errno::NOTEMPTY });
+    }
+    match (node.is_dir(), victim.is_dir()) {
+        (true, false) if !exchange => Err(Errno::NOTDIR),
+        (false, true) if !exchange => Err(Errno::ISDIR),
+        _ => Ok(()),
+    }
+}
+
+/// Takes `children` of both directories, in the order written down in `node`.
+fn lock_names<'a>(a: &'a Arc<Node>, b: &'a Arc<Node>) -> (RwLockWriteGuard<'a, ()>, Option<RwLockWriteGuard<'a, ()>>) {
+    if Arc::ptr_eq(a, b) {
+        return (a.children.write(), None);
+    }
+    let a_first = a.is_ancestor_of(b) || (!b.is_ancestor_of(a) && a.id < b.id);
+    let (first, second) = if a_first { (a, b) } else { (b, a) };
+    (first.children.write(), Some(second.children.write()))
+}
+
+/// Takes `body` of both nodes, the lower id first.
+fn write_both<'a>(
+    node: &'a Arc<Node>,
+    other: Option<&'a Arc<Node>>,
+) -> (RwLockWriteGuard<'a, Body>, Option<RwLockWriteGuard<'a, Body>>) {
+    match other {
+        Some(other) if other.id < node.id => {
+            let other = other.body.write();
+            (node.body.write(), Some(other))
+        }
+        other => {
+            let body = node.body.write();
+            (body, other.map(|other| other.body.write()))
+        }
+    }
+}
+
+/// The node is known by its new name from now on, and so is its directory in the upper.
+fn relink(body: &mut Body, old: &End<'_>, new: &End<'_>, to: &Arc<RealDir>) {
+    body.unlink(old.parent, old.name);
+    let link = Link { parent: new.parent.clone(), name: new.name.clone(), branch: Stack::UPPER };
+    if let Some(dir) = body.layers.first() {
+        dir.moved(to.clone(), new.name.clone());
+    }
+    body.remember(link);
+}

@@ -1,0 +1,64 @@
+//! Extended attributes, ACLs among them. Marks are neither shown nor taken.
+
+use std::ffi::{CString, OsStr};
+use std::os::unix::ffi::OsStrExt;
+
+use crate::union::engine::Union;
+use crate::union::error::{Errno, Result};
+use crate::union::marks::overlay::is_private;
+use crate::union::types::NodeId;
+
+fn key_of(name: &OsStr, private: Errno) -> Result<CString> {
+    if is_private(name.as_bytes()) {
+        return Err(private);
+    }
+    CString::new(name.as_bytes()).map_err(|_| Errno::INVAL)
+}
+
+impl Union {
+    /// As getxattr(2).
+    ///
+    /// # Errors
+    /// `ENODATA`, for marks too; those of getxattr(2).
+    pub fn getxattr(&self, node: NodeId, name: &OsStr) -> Result<Vec<u8>> {
+        let key = key_of(name, Errno::NODATA)?;
+        self.table.get(node)?.with(|at| at.xattr_value(&key))
+    }
+
+    /// NUL-terminated names, as listxattr(2), without marks.
+    ///
+    /// # Errors
+    /// Those of listxattr(2).
+    pub fn listxattr(&self, node: NodeId) -> Result<Vec<u8>> {
+        let names = self.table.get(node)?.with(|at| at.xattr_names())?;
+        let mut shown = Vec::with_capacity(names.len());
+        for key in names.split_inclusive(|&b| b == 0).filter(|key| !is_private(key)) {
+            shown.extend_from_slice(key);
+        }
+        Ok(shown)
+    }
+
+    /// As setxattr(2); `flags` as there.
+    ///
+    /// # Errors
+    /// `EPERM` for marks; those of setxattr(2) and of copying up.
+    pub fn setxattr(&self, node: NodeId, name: &OsStr, value: &[u8], flags: i32) -> Result<()> {
+        let key = key_of(name, Errno::PERM)?;
+        let node = self.table.get(node)?;
+        self.raise(&node, u64::MAX)?;
+        node.with(|at| at.set_xattr(&key, value, flags.cast_unsigned()))
+    }
+
+    /// As removexattr(2).
+    ///
+    /// # Errors
+    /// `ENODATA`; `EPERM` for marks; those of removexattr(2) and of copying up.
+    pub fn removexattr(&self, node: NodeId, name: &OsStr) -> Result<()> {
+        let key = key_of(name, Errno::PERM)?;
+        let node = self.table.get(node)?;
+        // An attribute that is not there is no reason to copy up a file.
+        node.with(|at| at.xattr_value(&key))?;
+        self.raise(&node, u64::MAX)?;
+        node.with(|at| at.remove_xattr(&key))
+    }
+}

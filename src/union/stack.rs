@@ -1,0 +1,134 @@
+//! The branches in order, and what the upper needs to be written.
+//!
+//! Not here: what a name means (`resolve`).
+
+use std::collections::HashSet;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::fs::{Mode, OFlags};
+use smallvec::SmallVec;
+
+use crate::sys;
+use crate::union::branch::fds::DirFds;
+use crate::union::branch::{Presence, RealDir, Stat};
+use crate::union::copyup::Workshop;
+use crate::union::error::{Errno, Result};
+use crate::union::marks::Reader;
+use crate::union::marks::write::Writer;
+use crate::union::name::Name;
+use crate::union::stage::Stage;
+use crate::union::types::BranchId;
+
+/// The real directories that make up a directory of the union, top first.
+pub type Layers = SmallVec<[Arc<RealDir>; 2]>;
+
+/// One branch.
+pub struct Branch {
+    /// Its place in the stack.
+    pub id: BranchId,
+    /// As typed, for messages.
+    pub label: String,
+    /// Its root.
+    pub root: Arc<RealDir>,
+    /// The root, open for reading: file handles and ioctls refuse `O_PATH`.
+    pub readable: OwnedFd,
+    /// Which marks count in it.
+    pub reader: Reader,
+    /// Uuid of its filesystem, zeros if unknown.
+    pub uuid: [u8; 16],
+    /// Tells its filesystem from others, over reboots where the filesystem can: f_fsid.
+    pub tag: u64,
+    /// Whether its filesystem has file handles.
+    pub handles: bool,
+}
+
+impl Branch {
+    /// Opens what is needed beside the root.
+    ///
+    /// # Errors
+    /// Those of openat(2) and fstatfs(2).
+    pub fn new(id: BranchId, label: String, root: OwnedFd, fds: Arc<DirFds>, reader: Reader) -> Result<Self> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let readable = rustix::fs::openat(&root, c".", flags, Mode::empty())?;
+        let tag = rustix::fs::fstatvfs(&readable)?.f_fsid;
+        let uuid = sys::ioctl::filesystem_uuid(readable.as_fd());
+        let root = RealDir::root(id, root, fds)?;
+        let handles = root.itself()?.handle().is_ok();
+        Ok(Self { id, label, root, readable, reader, uuid, tag, handles })
+    }
+}
+
+/// What the upper needs to be written.
+pub struct Upper {
+    /// Where objects are made ready.
+    pub stage: Stage,
+    /// Leaves the marks.
+    pub writer: Writer,
+    /// Nothing is synced.
+    pub volatile: bool,
+    /// A lower directory may be renamed: its new place remembers the old one by a mark.
+    pub redirect: bool,
+}
+
+impl Upper {
+    /// Where copies are made.
+    pub fn workshop(&self) -> Workshop<'_> {
+        Workshop { stage: &self.stage, keys: &self.writer.keys, volatile: self.volatile }
+    }
+}
+
+/// All branches.
+pub struct Stack {
+    /// Top first; the upper, if any, is the first.
+    pub branches: Vec<Branch>,
+    /// The upper's tools, if there is an upper.
+    pub upper: Option<Upper>,
+    /// Directories that the union shows empty.
+    pub covered: HashSet<(u64, u64)>,
+}
+
+impl Stack {
+    /// The upper is always the first branch.
+    pub const UPPER: BranchId = BranchId(0);
+
+    /// The branch called `id`.
+    ///
+    /// # Errors
+    /// `EIO` if there is none, which no caller can bring about.
+    pub fn branch(&self, id: BranchId) -> Result<&Branch> {
+        self.branches.get(usize::from(id.0)).ok_or(Errno::IO)
+    }
+
+    /// The upper's tools.
+    ///
+    /// # Errors
+    /// `EROFS` for a union without a writable branch.
+    pub fn upper(&self) -> Result<&Upper> {
+        self.upper.as_ref().ok_or(Errno::ROFS)
+    }
+
+    /// Whether `id` is the upper.
+    pub fn is_upper(&self, id: BranchId) -> bool {
+        self.upper.is_some() && id == Self::UPPER
+    }
+
+    /// The roots of all branches: the layers of the union's root.
+    pub fn roots(&self) -> Layers {
+        self.branches.iter().map(|branch| branch.root.clone()).collect()
+    }
+
+    /// The layers of `layers` that do not belong to the upper.
+    pub fn lowers<'a>(&self, layers: &'a [Arc<RealDir>]) -> &'a [Arc<RealDir>] {
+        match layers.first() {
+            Some(first) if self.is_upper(first.branch) => &layers[1..],
+            _ => layers,
+        }
+    }
+
+    /// The directory `name` of `dir`, as `stat` saw it.
+    pub fn child(&self, dir: &Arc<RealDir>, name: &Name, stat: &Stat, xwhiteouts: bool) -> Arc<RealDir> {
+        let covered = !self.covered.is_empty() && self.covered.contains(&stat.identity());
+        dir.child(name, stat, if covered { Presence::Covered } else { Presence::Real }, xwhiteouts)
+    }
+}

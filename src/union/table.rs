@@ -1,0 +1,138 @@
+//! All nodes that somebody knows: by the kernel (look-up counts), by an open file, or as parent of another node.
+//!
+//! Invariant: one object, one node. The id is the inode number shown; where two objects would share one (root, a number
+//! that was used again while the old file is still open), the second gets an alias.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use dashmap::DashMap;
+use dashmap::mapref::entry::Entry;
+
+use crate::union::branch::At;
+use crate::union::error::{Errno, Result};
+use crate::union::node::{Link, Node, Seen};
+use crate::union::types::NodeId;
+
+/// Aliases have the highest bit, which no number has that is passed through (`ino`).
+const ALIAS: u64 = 1 << 63;
+/// After how many forgets the table is swept of nodes that were in use when they were forgotten.
+const SWEEP: u64 = 4096;
+
+/// The nodes.
+pub struct Table {
+    root: Arc<Node>,
+    nodes: DashMap<NodeId, Arc<Node>>,
+    aliases: DashMap<(u64, u64), NodeId>,
+    next: AtomicU64,
+    forgets: AtomicU64,
+}
+
+impl Table {
+    /// A table that knows the root only.
+    pub fn new(root: Arc<Node>) -> Self {
+        let nodes = DashMap::new();
+        nodes.insert(NodeId::ROOT, root.clone());
+        Self { root, nodes, aliases: DashMap::new(), next: AtomicU64::new(0), forgets: AtomicU64::new(0) }
+    }
+
+    /// The root of the union.
+    pub fn root(&self) -> &Arc<Node> {
+        &self.root
+    }
+
+    /// The node called `id`.
+    ///
+    /// # Errors
+    /// `ESTALE` if nobody knows it.
+    pub fn get(&self, id: NodeId) -> Result<Arc<Node>> {
+        self.nodes.get(&id).map(|node| node.value().clone()).ok_or(Errno::STALE)
+    }
+
+    /// How many nodes are known.
+    pub fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Whether no node is known; never true, since the root is.
+    pub fn is_empty(&self) -> bool {
+        self.nodes.is_empty()
+    }
+
+    /// The node for what was seen, counted once more.
+    pub fn enter(&self, seen: Seen, index: Option<At>, link: Link) -> Arc<Node> {
+        let mut id = self.id_of(&seen);
+        loop {
+            match self.nodes.entry(id) {
+                Entry::Vacant(vacant) => {
+                    let node = Arc::new(Node::new(id, seen, index, Some(link)));
+                    vacant.insert(node.clone());
+                    return node;
+                }
+                Entry::Occupied(occupied) => {
+                    let node = occupied.get().clone();
+                    if node.is(&seen) {
+                        node.lookups.fetch_add(1, Ordering::Relaxed);
+                        drop(occupied);
+                        node.seen_again(seen, index, link);
+                        return node;
+                    }
+                }
+            }
+            id = NodeId(ALIAS | self.next.fetch_add(1, Ordering::Relaxed));
+            self.aliases.insert(seen.identity, id);
+        }
+    }
+
+    fn id_of(&self, seen: &Seen) -> NodeId {
+        if !self.aliases.is_empty()
+            && let Some(id) = self.aliases.get(&seen.identity)
+        {
+            return *id;
+        }
+        if seen.ino.0 > NodeId::ROOT.0 && seen.ino.0 & ALIAS == 0 {
+            return NodeId(seen.ino.0);
+        }
+        let id = NodeId(ALIAS | self.next.fetch_add(1, Ordering::Relaxed));
+        self.aliases.insert(seen.identity, id);
+        id
+    }
+
+    /// The node that shows the number `id`, if it is known.
+    pub fn known(&self, id: NodeId) -> Option<Arc<Node>> {
+        self.nodes.get(&id).map(|node| node.value().clone())
+    }
+
+    /// The kernel has forgotten `count` look-ups of `id`.
+    pub fn forget(&self, id: NodeId, count: u64) {
+        let Some(node) = self.known(id) else { return };
+        node.forgotten(count);
+        self.release(node);
+        if self.forgets.fetch_add(1, Ordering::Relaxed) % SWEEP == SWEEP - 1 {
+            self.nodes.retain(|&id, node| id == NodeId::ROOT || !unused(node));
+            self.aliases.retain(|_, id| self.nodes.contains_key(id));
+        }
+    }
+
+    /// Gives a reference back; the node goes if it was the last, and its parents after it.
+    pub fn release(&self, node: Arc<Node>) {
+        let mut nodes = vec![node];
+        while let Some(node) = nodes.pop() {
+            let (id, identity) = (node.id, node.body.read().identity);
+            drop(node);
+            if id == NodeId::ROOT {
+                continue;
+            }
+            let Some((_, node)) = self.nodes.remove_if(&id, |_, node| unused(node)) else { continue };
+            if id.0 & ALIAS != 0 {
+                self.aliases.remove_if(&identity, |_, alias| *alias == id);
+            }
+            nodes.extend(node.body.write().links.drain(..).map(|link| link.parent));
+        }
+    }
+}
+
+/// Whether only the table has it. The shard is locked when this is asked, so nobody can get it from there meanwhile.
+fn unused(node: &Arc<Node>) -> bool {
+    node.lookups.load(Ordering::Acquire) == 0 && Arc::strong_count(node) == 1
+}
