@@ -47,7 +47,7 @@ pub(crate) fn start(debug: bool) {
     std::panic::set_hook(Box::new(|info| log::error!("bug: {info}")));
 }
 
-/// Opens what is logged to from now on (`debug_file=`) or after start-up (syslog, unless in the foreground).
+/// Opens what is logged to after start-up: `debug_file=`, else syslog, unless in the foreground.
 ///
 /// # Errors
 /// A line, if `debug_file=` cannot be opened.
@@ -68,8 +68,11 @@ pub(crate) fn prepare(file: Option<&Path>, foreground: bool) -> Checked<Later> {
     Ok(Later(syslog().map_or(Sink::Nowhere, Sink::Syslog)))
 }
 
-/// Changes over to what `prepare` opened.
+/// Changes over to what `prepare` opened. A `debug_file=` was asked for to hold everything.
 pub(crate) fn switch(later: Later) {
+    if matches!(later.0, Sink::File(_)) {
+        log::set_max_level(LevelFilter::Debug);
+    }
     if let Some(logger) = LOGGER.get() {
         *logger.0.lock() = later.0;
     }

@@ -36,7 +36,7 @@ use crate::union::{BranchSource, Layout, Union};
 pub fn run(mut request: MountRequest) -> ExitCode {
     process::reset_signals();
     process::close_others(&device_number(&request.mountpoint).into_iter().collect::<Vec<_>>());
-    logger::start(request.debug || request.debug_file.is_some());
+    logger::start(request.debug);
     // The end of process 1 ends all others of its namespace, so it cannot go into the background.
     let first = rustix::process::getpid().is_init();
     request.foreground |= request.debug || first;
@@ -89,15 +89,14 @@ fn serve(request: &MountRequest, ready: Ready) -> Checked<()> {
     let mount = Arc::new(Mutex::new(mount));
 
     let opened = open_union(resolved, overlaps, request)
-        .and_then(|union| Ok((Arc::clone(&union), open_connection(union, device, request)?)))
-        .and_then(|served| Ok((served, settle(request, equipment, &mount, ready)?)));
-    let ((union, connection), _watched) = opened.inspect_err(|_| {
+        .and_then(|union| open_connection(union, device, request))
+        .and_then(|connection| Ok((connection, settle(request, equipment, &mount, ready)?)));
+    let (connection, _watched) = opened.inspect_err(|_| {
         // The line on the way out says what failed; that nothing stands is the best that can be added.
         let _ = mount.lock().detach();
     })?;
-    let served = connection.run();
-    union.close();
-    served.map_err(|error| format!("the connection to the kernel failed: {error}"))
+    // It closes the engine too.
+    connection.run().map_err(|error| format!("the connection to the kernel failed: {error}"))
 }
 
 /// Opens what the request names and checks how it goes together. Changes nothing.
@@ -113,10 +112,10 @@ fn plan(request: &MountRequest) -> Checked<Plan> {
     Ok(Plan { resolved, overlaps, means, mountpoint })
 }
 
-fn open_union(resolved: Resolved, overlaps: Overlaps, request: &MountRequest) -> Checked<Arc<Union>> {
-    // The one place for descriptors that the engine keeps of /proc: after the fork, before the change of root.
+fn open_union(resolved: Resolved, overlaps: Overlaps, request: &MountRequest) -> Checked<Union> {
+    // After the fork, because it is this process's own; before the change of root, because it is a path.
     if let Err(errno) = crate::sys::procfd::init() {
-        log::warn!("/proc/self/fd: {}; open files that lose their names cannot be opened again", describe(errno));
+        log::warn!("/proc/self/fd cannot be opened ({}): some operations will fail", describe(errno));
     }
     let branches = resolved.branches.into_iter().map(|branch| BranchSource {
         label: branch.place.label,
@@ -129,10 +128,10 @@ fn open_union(resolved: Resolved, overlaps: Overlaps, request: &MountRequest) ->
         workdir: resolved.workdir.map(|workdir| workdir.fd),
         covered: overlaps.covered.into_iter().map(|id| (id.dev, id.ino)).collect(),
     };
-    Union::open(layout, request.engine.clone()).map(Arc::new)
+    Union::open(layout, request.engine.clone())
 }
 
-fn open_connection(union: Arc<Union>, device: OwnedFd, request: &MountRequest) -> Checked<Connection<Adapter>> {
+fn open_connection(union: Union, device: OwnedFd, request: &MountRequest) -> Checked<Connection<Adapter>> {
     let audience = match (request.allow_other, request.allow_root) {
         (true, _) => Audience::Everybody,
         (false, true) => Audience::OwnerAndRoot,
