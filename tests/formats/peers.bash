@@ -2,23 +2,7 @@
 
 FORMATS=$TEST_DIR/formats
 
-# need PROGRAM=PACKAGE...: installs the Debian packages whose program is missing.
-need() {
-	local pair missing=()
-	for pair in "$@"; do
-		command -v "${pair%%=*}" >/dev/null || missing+=("${pair#*=}")
-	done
-	[ ${#missing[@]} = 0 ] && return
-	apt_install "${missing[@]}" || { fail "packages that this test needs: ${missing[*]}"; finish; }
-}
-
-# apt_install PACKAGE...: quiet, patient when another apt-get runs.
-apt_install() {
-	local apt=(env DEBIAN_FRONTEND=noninteractive apt-get -q -y -o DPkg::Lock::Timeout=300)
-	"${apt[@]}" install --no-install-recommends "$@" >"$T/.test/apt.log" 2>&1 && return
-	"${apt[@]}" update >"$T/.test/apt.log" 2>&1
-	"${apt[@]}" install --no-install-recommends "$@" >"$T/.test/apt.log" 2>&1 || { tail -n 5 "$T/.test/apt.log"; return 1; }
-}
+. "$TEST_DIR/programs/cache.bash"
 
 tree_py() { timeout -k 5 "${TREE_LIMIT:-60}" /usr/bin/python3 "$FORMATS/tree.py" "$@"; }
 
@@ -37,6 +21,10 @@ peer_mount() {
 		mount -t overlay none -o lowerdir=lower,upperdir=upper,workdir=work,redirect_dir=on,metacopy=on,index=off mnt ;;
 	kernel-index)
 		mount -t overlay none -o lowerdir=lower,upperdir=upper,workdir=work,redirect_dir=on,metacopy=off,index=on mnt ;;
+	unionfs)
+		# Every release but Debian's 1.0 keeps the same marks in `.unionfs`: 1.0 reads and writes them under its own name.
+		[ ! -e upper/.unionfs ] || mv -T upper/.unionfs upper/.unionfs-fuse || return
+		peer_mount unionfs-fuse; return ;;
 	unionfs-fuse)
 		unionfs-fuse -o cow,allow_other,suid,dev,use_ino,hide_meta_files upper=RW:lower=RO mnt ;;
 	fuse-overlayfs)
@@ -198,9 +186,10 @@ random_part() {
 settle_daemons() {
 	local i
 	for i in {1..100}; do
-		pgrep -x unionfs-fuse >/dev/null || pgrep -x fuse-overlayfs >/dev/null || return 0
+		pgrep -x unionfs-fuse >/dev/null || pgrep -x fuse-overlayfs >/dev/null || break
 		sleep 0.05
 	done
+	[ -z "${MARKS_OF_37-}" ] || [ ! -e upper/.unionfs-fuse ] || mv -T upper/.unionfs-fuse upper/.unionfs
 }
 
 # marks DIR: everything in a branch that is content or mark, as text, without what a mount may keep for itself.
