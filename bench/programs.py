@@ -56,7 +56,7 @@ def make_python(bench, at):
     dynload = Path(sysconfig.get_config_var("DESTSHARED") or stdlib / "lib-dynload")
     if dynload.parent != stdlib:
         shutil.copytree(dynload, at / "lib" / stdlib.name / "lib-dynload", dirs_exist_ok=True)
-    shell(f"PYTHONHOME=. {sys.executable} -c 'import {IMPORTS}'", at)
+    shell(f"PYTHONHOME=$PWD {sys.executable} -c 'import {IMPORTS}'", at)
 
 
 def make_exec(bench, at):
@@ -98,7 +98,9 @@ def make_apt(bench, at):
         bench.say("debootstrap")
         run("debootstrap", "--variant=minbase", "bookworm", kept, timeout=900)
         shutil.copy("/etc/resolv.conf", kept / "etc/resolv.conf")
-        shutil.copytree("/etc/apt/apt.conf.d", kept / "etc/apt/apt.conf.d", dirs_exist_ok=True)
+        for setting in Path("/etc/apt/apt.conf.d").iterdir():
+            if "Proxy" in setting.read_text():
+                shutil.copy(setting, kept / "etc/apt/apt.conf.d")
         (kept / "etc/apt/apt.conf.d/99-keep").write_text('Binary::apt::APT::Keep-Downloaded-Packages "true";\n')
         shell("chroot . apt-get -qq update && chroot . apt-get -qq -y -d --no-install-recommends install git", kept, timeout=900)
         (kept / "ready").touch()
@@ -111,7 +113,7 @@ def timed(bench):
     """(label, directory in the lower, what makes it, script run there, environment)"""
     some = max(1000 // bench.args.divide, 50)
     starts = max(20 // bench.args.divide, 3)
-    python = {"PYTHONHOME": ".", "PYTHONDONTWRITEBYTECODE": "1"}
+    python = {"PYTHONDONTWRITEBYTECODE": "1"}
     apt = "DEBIAN_FRONTEND=noninteractive chroot . apt-get -qq -y --no-download --no-install-recommends install git"
     transactions = max(2000 // bench.args.divide, 200)
     return [
@@ -120,7 +122,7 @@ def timed(bench):
         ("git checkout (3,000 files change)", "programs/git", make_git, "git checkout -q other", None),
         ("cargo build", "programs/cargo", make_cargo, "cargo build --quiet --offline --target-dir target", None),
         (f"Python with many imports, {starts} times", "programs/python", make_python,
-         f"for n in $(seq {starts}); do {sys.executable} -c 'import {IMPORTS}'; done", python),
+         f"export PYTHONHOME=$PWD; for n in $(seq {starts}); do {sys.executable} -c 'import {IMPORTS}'; done", python),
         (f"exec /bin/true, {some} times", "programs/exec", make_exec, f"{bench.driver_program} exec . {some} /bin/true", None),
         (f"pgbench, {transactions} transactions", "programs/postgres", make_postgres, f"pgbench -n -c 2 -t {transactions // 2} -h /tmp postgres", None),
         ("apt-get install git in a chroot", "programs/apt", make_apt, apt, None),
