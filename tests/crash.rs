@@ -75,7 +75,9 @@ fn one(format: Format, number: usize, at: usize, case: &Case, states: &[Snapshot
     let found = view(&engine)?;
     let [before, after] = states.each_ref().map(|state| state.diff(&found, &Strict::TWINS));
     if !before.is_empty() && !after.is_empty() {
-        return Err(format!("neither old nor new.\n to the old view (expected / found):\n{before} to the new:\n{after}"));
+        return Err(format!(
+            "neither old nor new.\n to the old view (expected / found):\n{before} to the new:\n{after}"
+        ));
     }
     if before.is_empty() && !after.is_empty() {
         if let Err(errno) = case.op.run(&engine) {

@@ -220,4 +220,3 @@ fn flat_tree_is_what_overlayfs_shows() {
         same(&plain, &overlay.fs, "flat").unwrap_or_else(|text| panic!("{kinds:?}: {text}"));
     }
 }
-

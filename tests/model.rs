@@ -43,13 +43,16 @@ struct Plan {
 }
 
 fn plans(steps: usize) -> impl Strategy<Value = Plan> {
-    let seed = (0..3u8, any::<u16>(), any::<u16>(), any::<u8>())
-        .prop_map(|(branch, dir, name, item)| Seed { branch, dir, name, item });
+    let seed = (0..3u8, any::<u16>(), any::<u16>(), any::<u8>()).prop_map(|(branch, dir, name, item)| Seed {
+        branch,
+        dir,
+        name,
+        item,
+    });
     let step =
         (any::<u8>(), any::<u16>(), any::<u16>(), any::<u16>()).prop_map(|(what, a, b, c)| Step { what, a, b, c });
-    (2..4u8, any::<bool>(), prop::collection::vec(seed, 0..24), prop::collection::vec(step, 1..steps)).prop_map(
-        |(branches, eager_forget, seeds, steps)| Plan { branches, eager_forget, seeds, steps },
-    )
+    (2..4u8, any::<bool>(), prop::collection::vec(seed, 0..24), prop::collection::vec(step, 1..steps))
+        .prop_map(|(branches, eager_forget, seeds, steps)| Plan { branches, eager_forget, seeds, steps })
 }
 
 /// The names there are: few, so that they meet.

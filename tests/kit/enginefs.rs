@@ -80,14 +80,8 @@ impl Drop for Walk<'_> {
 impl EngineFs {
     /// Opens a union on these branches. The error is the engine's own text.
     pub fn try_new(branches: Vec<BranchPath>, options: Options, dcache: Dcache) -> Result<Self, String> {
-        let this = Self {
-            branches,
-            options,
-            dcache,
-            caller: Caller::ROOT,
-            union: Mutex::new(None),
-            state: Mutex::default(),
-        };
+        let this =
+            Self { branches, options, dcache, caller: Caller::ROOT, union: Mutex::new(None), state: Mutex::default() };
         this.open_union()?;
         Ok(this)
     }
@@ -95,12 +89,8 @@ impl EngineFs {
     fn open_union(&self) -> Result<(), String> {
         let branches = self.branches.iter().map(|branch| BranchSource {
             label: branch.path.display().to_string(),
-            root: rustix::fs::open(
-                &branch.path,
-                OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-                Mode::empty(),
-            )
-            .expect("open a branch"),
+            root: rustix::fs::open(&branch.path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+                .expect("open a branch"),
             writable: branch.writable,
             oci_whiteouts: branch.oci_whiteouts,
         });

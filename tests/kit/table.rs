@@ -59,7 +59,8 @@ pub fn trees() -> Vec<Tree> {
         .file("op/old", "covered by an opaque directory")
         .file("emptied/gone", "x")
         .file(LONG, "long");
-    let bottom = Tree::new(3).file("m/b", "bottom in merged").file("f", "never seen").file("d/four", "4").file("b", "b");
+    let bottom =
+        Tree::new(3).file("m/b", "bottom in merged").file("f", "never seen").file("d/four", "4").file("b", "b");
     vec![upper, lower, bottom]
 }
 

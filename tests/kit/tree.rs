@@ -183,9 +183,7 @@ fn plant(root: &DirFs, path: &[u8], planted: &Planted, format: Format) {
             opaque(root, path, format);
             Ok(())
         }
-        Item::File(content) => {
-            root.write_at(path, OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL, 0, content)
-        }
+        Item::File(content) => root.write_at(path, OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL, 0, content),
         Item::Symlink(target) => root.symlink(target, path),
         Item::Fifo => make(FileType::Fifo, (0, 0)),
         Item::Socket => make(FileType::Socket, (0, 0)),
