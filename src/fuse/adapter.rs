@@ -209,8 +209,11 @@ fn absent() -> fuser::FileAttr {
 
 impl Filesystem for Adapter {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
-        let acl = if self.settings.acl { InitFlags::FUSE_POSIX_ACL } else { InitFlags::empty() };
-        let wanted = config.capabilities() & WANTED.union(acl);
+        let mut wanted = WANTED;
+        wanted.set(InitFlags::FUSE_POSIX_ACL, self.settings.acl);
+        // Without it a shared map of a file opened for direct I/O is refused.
+        wanted.set(InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP, self.settings.direct_io);
+        let wanted = wanted & config.capabilities();
         if let Err(missing) = config.add_capabilities(wanted) {
             log::warn!("the kernel offers {missing:?} and refuses it");
         }
