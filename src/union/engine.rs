@@ -2,11 +2,15 @@
 //!
 //! The requests are in `ops`, one file a kind; this file only puts the parts together and takes them apart.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::ffi::CStr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use rustix::fs::AtFlags;
 
+use crate::union::branch::At;
+use crate::union::branch::at::stat;
 use crate::union::branch::fds::DirFds;
 use crate::union::branch::list::list_fd;
 use crate::union::error::{Errno, Result};
@@ -22,7 +26,7 @@ use crate::union::name::Name;
 use crate::union::node::{Node, Seen};
 use crate::union::options::{Format, Options};
 use crate::union::stack::{Branch, Stack, Upper};
-use crate::union::stage::{Abilities, Stage};
+use crate::union::stage::{Abilities, Stage, make_dir};
 use crate::union::table::Table;
 use crate::union::types::{BranchId, NodeId};
 
@@ -65,9 +69,6 @@ pub struct Union {
 /// `.unionfs` and `.unionfs-fuse`, with the formats whose marks they hold.
 const MIRRORS: [(&str, Format); 2] = [(".unionfs", Format::Unionfs), (".unionfs-fuse", Format::UnionfsFuse)];
 
-/// The file in the private area that says which format the upper has.
-const FORMAT_FILE: &str = "format";
-
 impl Union {
     /// Puts a union together, sweeps what a crash has left in the upper's stage.
     ///
@@ -88,10 +89,9 @@ impl Union {
                 branches.push(lower(id, source, fds.clone(), keys).map_err(fail)?);
                 continue;
             }
-            let stage = Stage::open(source.root.as_fd(), layout.workdir.as_ref().map(AsFd::as_fd))
-                .map_err(|errno| format!("{label}: the upper's private area cannot be set up: {errno}"))?;
-            user = options.userxattr.unwrap_or(!stage.can.trusted_xattr);
-            let (branch, tools) = writable(id, source, fds.clone(), (stage, user), &options)?;
+            let workdir = layout.workdir.as_ref().map(AsFd::as_fd);
+            let (branch, tools) = writable(id, source, fds.clone(), workdir, &options)?;
+            user = tools.writer.keys.user;
             branches.push(branch);
             upper = Some(tools);
         }
@@ -158,99 +158,97 @@ fn writable(
     id: BranchId,
     source: BranchSource,
     fds: Arc<DirFds>,
-    (stage, user): (Stage, bool),
+    workdir: Option<BorrowedFd<'_>>,
     options: &Options,
 ) -> std::result::Result<(Branch, Upper), String> {
     let label = source.label.clone();
     let fail = |errno: Errno| format!("{label}: the branch cannot be used: {errno}");
-    let reader = Reader { overlay: None, oci: false, mirrors: Vec::new() };
-    let mut branch = Branch::new(id, source.label, source.root, fds, reader).map_err(fail)?;
-    let format = choose(&branch, &stage, options.format)?;
+    let held = held_formats(source.root.as_fd()).map_err(fail)?;
+    let wanted = wanted_format(&label, &held, options.format)?;
+    let stage = Stage::open(source.root.as_fd(), workdir)
+        .map_err(|errno| format!("{label}: the upper's private area cannot be set up: {errno}"))?;
+    let format = match able_format(&label, wanted, stage.can) {
+        Ok(format) => format,
+        Err(refusal) => {
+            stage.close(source.root.as_fd(), workdir.is_some());
+            return Err(refusal);
+        }
+    };
+    let user = options.userxattr.unwrap_or(!stage.can.trusted_xattr);
     let keys = Arc::new(Keys::new(user));
-    let mut mirror = None;
+    record_format(source.root.as_fd(), format, stage.can).map_err(fail)?;
+    let mut reader = Reader { overlay: None, oci: false, mirrors: Vec::new() };
     match format {
-        Format::Overlay => branch.reader.overlay = Some(keys.clone()),
-        Format::Oci => branch.reader.oci = true,
-        Format::Unionfs | Format::UnionfsFuse => {
-            let name = if format == Format::Unionfs { MIRRORS[0].0 } else { MIRRORS[1].0 };
-            let found = Arc::new(Mirror::new(&branch.root, name).map_err(fail)?);
-            branch.reader.mirrors.push(found.clone());
-            mirror = Some(found);
-        }
+        Format::Overlay => reader.overlay = Some(keys.clone()),
+        Format::Oci => reader.oci = true,
+        Format::Unionfs | Format::UnionfsFuse => {}
     }
-    if format == Format::Overlay {
-        let marks = branch.reader.root_marks(&branch.root).map_err(fail)?;
-        if marks.xwhiteouts {
-            log::warn!("{label}: overlay.whiteout attributes in an upper are not honoured");
-        }
+    let mut branch = Branch::new(id, source.label, source.root, fds, reader).map_err(fail)?;
+    let mut mirror = None;
+    if let Some((name, _)) = MIRRORS.iter().find(|(_, of)| *of == format) {
+        let found = Arc::new(Mirror::new(&branch.root, name).map_err(fail)?);
+        branch.reader.mirrors.push(found.clone());
+        mirror = Some(found);
     }
     let writer = Writer { format, keys, root: branch.root.clone(), mirror };
     let redirect = options.redirect && format == Format::Overlay && !user;
     Ok((branch, Upper { stage, writer, volatile: options.volatile, redirect }))
 }
 
-/// The format of an upper: what it holds, what was asked for, what its filesystem can do; in this order.
-fn choose(branch: &Branch, stage: &Stage, asked: Option<Format>) -> std::result::Result<Format, String> {
-    let label = &branch.label;
-    let held = held_formats(branch, stage).map_err(|errno| format!("{label}: {errno}"))?;
-    let words = |formats: &[Format]| formats.iter().map(|format| format.word()).collect::<Vec<_>>().join(" and ");
-    let able = can_overlay(stage.can);
-    let format = match (held.as_slice(), asked) {
-        ([], Some(asked)) => asked,
-        ([], None) if able => Format::Overlay,
-        ([], None) => Format::Oci,
-        ([one], None) => *one,
-        ([one], Some(asked)) if *one == asked => asked,
-        ([one], Some(asked)) => {
-            return Err(format!(
-                "{label}: holds whiteouts in the format {}, but whiteout={} was asked for; leave the option out",
-                one.word(),
-                asked.word()
-            ));
-        }
-        (several, _) => {
-            return Err(format!(
-                "{label}: holds whiteouts in the formats {}; a writable branch can have one only",
-                words(several)
-            ));
-        }
-    };
-    if format == Format::Overlay && !able {
-        return Err(format!(
+/// The format that an upper holds, or that was asked for; `None` leaves the choice to what its filesystem can do.
+fn wanted_format(label: &str, held: &[Format], asked: Option<Format>) -> std::result::Result<Option<Format>, String> {
+    match (held, asked) {
+        ([], asked) => Ok(asked),
+        ([one], None) => Ok(Some(*one)),
+        ([one], Some(asked)) if *one == asked => Ok(Some(asked)),
+        ([one], Some(asked)) => Err(format!(
+            "{label}: holds whiteouts in the format {}, but whiteout={} was asked for; leave the option out",
+            one.word(),
+            asked.word()
+        )),
+        (several, _) => Err(format!(
+            "{label}: holds whiteouts in the formats {}; a writable branch can have one only",
+            several.iter().map(|format| format.word()).collect::<Vec<_>>().join(" and ")
+        )),
+    }
+}
+
+/// The format to use, if the upper's filesystem can hold it.
+fn able_format(label: &str, wanted: Option<Format>, can: Abilities) -> std::result::Result<Format, String> {
+    match wanted {
+        None if can_overlay(can) => Ok(Format::Overlay),
+        None => Ok(Format::Oci),
+        Some(Format::Overlay) if !can_overlay(can) => Err(format!(
             "{label}: its filesystem cannot hold overlay whiteouts (character device 0:0, extended attributes, \
              RENAME_WHITEOUT); use -o whiteout=oci"
-        ));
+        )),
+        Some(format) => Ok(format),
     }
-    record_format(stage, format).map_err(|errno| format!("{label}: {errno}"))?;
-    Ok(format)
 }
 
 fn can_overlay(can: Abilities) -> bool {
     can.whiteout_device && can.rename_flags && (can.trusted_xattr || can.user_xattr)
 }
 
-/// The formats of which the upper's root or the record in its private area shows traces.
-fn held_formats(branch: &Branch, stage: &Stage) -> Result<Vec<Format>> {
+/// The attribute on an upper's root that says it has `.wh.` files: they may all lie further down.
+const FORMAT_KEYS: [&CStr; 2] = [c"trusted.overlay.cowfs.format", c"user.overlay.cowfs.format"];
+
+/// The formats of which the upper's root shows traces.
+fn held_formats(upper: BorrowedFd<'_>) -> Result<Vec<Format>> {
+    let root = At::Dir(Arc::new(rustix::io::fcntl_dupfd_cloexec(upper, 0)?));
     let mut held = Vec::new();
     let mut add = |format| {
         if !held.contains(&format) {
             held.push(format);
         }
     };
-    let record = Name::new(FORMAT_FILE)?;
-    match rustix::fs::openat(stage.private(), record.as_c_str(), rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty())
-    {
-        Ok(file) => {
-            let mut word = [0; 32];
-            let length = rustix::io::read(&file, &mut word)?;
-            let word = String::from_utf8_lossy(&word[..length]).trim().to_owned();
-            Format::ALL.iter().filter(|(known, _)| *known == word).for_each(|(_, format)| add(*format));
+    for key in FORMAT_KEYS {
+        if root.xattr(key)?.is_some() {
+            add(Format::Oci);
         }
-        Err(Errno::NOENT) => {}
-        Err(errno) => return Err(errno),
     }
-    let mut names = Vec::new();
-    list_fd(&branch.readable, &mut |name, kind, _| {
+    let mut devices = Vec::new();
+    list_fd(upper, &mut |name, kind, _| {
         if let Some((_, format)) = MIRRORS.iter().find(|(mirror, _)| mirror.as_bytes() == name) {
             add(*format);
         }
@@ -259,33 +257,30 @@ fn held_formats(branch: &Branch, stage: &Stage) -> Result<Vec<Format>> {
             add(Format::Oci);
         }
         if kind.is_char_device() {
-            names.push(Name::new(name)?);
+            devices.push(Name::new(name)?);
         }
         Ok(())
     })?;
-    let root = branch.root.itself()?;
-    for keys in [Keys::new(false), Keys::new(true)] {
-        if root.xattr(&keys.impure)?.is_some() {
-            add(Format::Overlay);
-        }
-    }
-    for name in names {
-        if branch.root.find(&name)?.is_some_and(|stat| is_device(&stat)) {
+    for name in devices {
+        if is_device(&stat(upper, name.as_c_str(), AtFlags::SYMLINK_NOFOLLOW)?) {
             add(Format::Overlay);
         }
     }
     Ok(held)
 }
 
-/// Remembers a format that is not the default: the root of an upper need not show which one is used further down.
-fn record_format(stage: &Stage, format: Format) -> Result<()> {
-    if format == Format::Overlay {
-        return Ok(());
+/// Remembers a format that is not the default, since the root need not show which one is used further down: the unionfs
+/// formats by their directory, `.wh.` files by an attribute (without attributes they are the default).
+fn record_format(upper: BorrowedFd<'_>, format: Format, can: Abilities) -> Result<()> {
+    if let Some((name, _)) = MIRRORS.iter().find(|(_, of)| *of == format) {
+        return make_dir(upper, &Name::new(name)?).map(drop);
     }
-    let name = Name::new(FORMAT_FILE)?;
-    let flags = rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::CREATE | rustix::fs::OFlags::TRUNC;
-    let mode = rustix::fs::Mode::from_raw_mode(0o600);
-    let file = rustix::fs::openat(stage.private(), name.as_c_str(), flags | rustix::fs::OFlags::CLOEXEC, mode)?;
-    rustix::io::write(&file, format.word().as_bytes())?;
+    let key = FORMAT_KEYS[usize::from(!can.trusted_xattr)];
+    if format == Format::Oci && (can.trusted_xattr || can.user_xattr) {
+        let root = At::Dir(Arc::new(rustix::io::fcntl_dupfd_cloexec(upper, 0)?));
+        if root.xattr(key)?.is_none() {
+            root.set_xattr(key, b"oci", 0)?;
+        }
+    }
     Ok(())
 }

@@ -58,7 +58,9 @@ pub fn find(stack: &Stack, layers: &[Arc<RealDir>], name: &Name) -> Result<Optio
                 break;
             }
             Some(stat) => {
-                let marks = if last { DirMarks::default() } else { reader.dir_marks(dir, &name)? };
+                // A redirect may lead to branches that the parent has nothing in, so what counts is the stack's end.
+                let bottom = stack.is_bottom(dir.branch);
+                let marks = if bottom { DirMarks::default() } else { reader.dir_marks(dir, &name)? };
                 let child = stack.child(dir, &name, &stat, marks.xwhiteouts);
                 let covered = child.presence == Presence::Covered;
                 found.push(child);

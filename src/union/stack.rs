@@ -11,7 +11,7 @@ use smallvec::SmallVec;
 
 use crate::sys;
 use crate::union::branch::fds::DirFds;
-use crate::union::branch::{Presence, RealDir, Stat};
+use crate::union::branch::{At, Presence, RealDir, Stat};
 use crate::union::copyup::Workshop;
 use crate::union::error::{Errno, Result};
 use crate::union::marks::Reader;
@@ -53,7 +53,11 @@ impl Branch {
         let readable = rustix::fs::openat(&root, c".", flags, Mode::empty())?;
         let tag = rustix::fs::fstatvfs(&readable)?.f_fsid;
         let uuid = sys::ioctl::filesystem_uuid(readable.as_fd());
-        let root = RealDir::root(id, root, fds)?;
+        let xwhiteouts = match &reader.overlay {
+            Some(keys) => At::Dir(Arc::new(root.try_clone().map_err(|_| Errno::MFILE)?)).xattr(&keys.opaque)?,
+            None => None,
+        };
+        let root = RealDir::root(id, root, fds, xwhiteouts.as_deref() == Some(b"x"))?;
         let handles = root.itself()?.handle().is_ok();
         Ok(Self { id, label, root, readable, reader, uuid, tag, handles })
     }
@@ -106,6 +110,11 @@ impl Stack {
     /// `EROFS` for a union without a writable branch.
     pub fn upper(&self) -> Result<&Upper> {
         self.upper.as_ref().ok_or(Errno::ROFS)
+    }
+
+    /// Whether no branch lies below `id`.
+    pub fn is_bottom(&self, id: BranchId) -> bool {
+        usize::from(id.0) + 1 >= self.branches.len()
     }
 
     /// Whether `id` is the upper.

@@ -60,13 +60,13 @@ impl fmt::Debug for RealDir {
 
 impl RealDir {
     /// The root of a branch; its descriptor is held for life.
-    pub fn root(branch: BranchId, fd: OwnedFd, fds: Arc<DirFds>) -> Result<Arc<Self>> {
+    pub fn root(branch: BranchId, fd: OwnedFd, fds: Arc<DirFds>, xwhiteouts: bool) -> Result<Arc<Self>> {
         let stat = stat(fd.as_fd(), c"", AtFlags::EMPTY_PATH)?;
         let pinned = OnceLock::from(Arc::new(fd));
         Ok(Arc::new(Self {
             branch,
             presence: Presence::Real,
-            xwhiteouts: false,
+            xwhiteouts,
             identity: stat.identity(),
             place: RwLock::new(None),
             fd: Mutex::new(None),

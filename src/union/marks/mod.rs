@@ -87,14 +87,6 @@ impl Reader {
         Ok(marks)
     }
 
-    /// The marks of a branch's root directory.
-    pub fn root_marks(&self, root: &Arc<RealDir>) -> Result<DirMarks> {
-        match &self.overlay {
-            Some(keys) => overlay::dir_marks(keys, &root.itself()?),
-            None => Ok(DirMarks::default()),
-        }
-    }
-
     /// Whether the branch may have marks about names in the directory `name` of `dir`, though it has no such directory.
     pub fn reaches(&self, dir: &Arc<RealDir>, name: &Name) -> Result<bool> {
         for mirror in &self.mirrors {

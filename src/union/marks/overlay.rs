@@ -11,7 +11,10 @@ use crate::union::error::Result;
 /// The attributes' names under one prefix: `trusted.overlay.` or, where that cannot be written, `user.overlay.`.
 #[derive(Debug)]
 pub struct Keys {
-    prefix: String,
+    /// The prefix is `user.overlay.`.
+    pub user: bool,
+    /// On a file: it holds attributes only, the data are a lower file's.
+    pub metacopy: CString,
     /// On a directory: `y` hides what lies below, `x` says that attributes mark whiteouts in it.
     pub opaque: CString,
     /// On a directory: where its lower parts are found.
@@ -35,7 +38,8 @@ impl Keys {
         let prefix = if user { "user.overlay." } else { "trusted.overlay." };
         let key = |name: &str| CString::new(format!("{prefix}{name}")).unwrap_or_default();
         Self {
-            prefix: prefix.to_owned(),
+            user,
+            metacopy: key("metacopy"),
             opaque: key("opaque"),
             redirect: key("redirect"),
             origin: key("origin"),
@@ -48,7 +52,7 @@ impl Keys {
 
     /// Whether redirects may be followed: never from attributes that whoever owns a file can set.
     pub fn trusted(&self) -> bool {
-        self.prefix.starts_with("trusted.")
+        !self.user
     }
 }
 

@@ -7,6 +7,7 @@ use rustix::fs::OFlags;
 use crate::union::engine::Union;
 use crate::union::error::{Errno, Result};
 use crate::union::handle::{Handle, OpenFile};
+use crate::union::node::Node;
 use crate::union::types::{Caller, HandleId, NodeId};
 
 impl Union {
@@ -27,11 +28,23 @@ impl Union {
         if truncate || flags & OFlags::ACCMODE != OFlags::RDONLY {
             self.raise(&node, if truncate { 0 } else { u64::MAX })?;
         }
+        self.check_data(&node)?;
         let file = OpenFile::open(node.clone(), flags)?;
         if truncate {
             self.truncate(&node, 0)?;
         }
         Ok(self.handles.add(Handle::File(file)))
+    }
+
+    /// `EIO` for a file whose data lie elsewhere (the kernel's `metacopy=on`): its own would read as zeros.
+    fn check_data(&self, node: &Node) -> Result<()> {
+        let body = node.body.read();
+        let Some(keys) = &self.stack.branch(body.branch)?.reader.overlay else { return Ok(()) };
+        if self.stack.is_bottom(body.branch) || body.at()?.xattr(&keys.metacopy)?.is_none() {
+            return Ok(());
+        }
+        log::error!("{:?}: made by overlayfs with metacopy=on, which is not read yet", body.at()?);
+        Err(Errno::IO)
     }
 
     /// Closes a file.
