@@ -254,7 +254,8 @@ fn held_formats(branch: &Branch, stage: &Stage) -> Result<Vec<Format>> {
         if let Some((_, format)) = MIRRORS.iter().find(|(mirror, _)| mirror.as_bytes() == name) {
             add(*format);
         }
-        if name.starts_with(b".wh.") && WH.read(name).is_some() {
+        // Only files are marks: fuse-overlayfs leaves devices with such names beside its overlay marks.
+        if kind.is_file() && WH.read(name).is_some() {
             add(Format::Oci);
         }
         if kind.is_char_device() {

@@ -16,7 +16,7 @@ use parking_lot::RwLock;
 use crate::union::branch::list::list_fd;
 use crate::union::branch::{At, Stat, change};
 use crate::union::copyup::Copy;
-use crate::union::error::{Errno, Result};
+use crate::union::error::{Errno, Result, best_effort};
 use crate::union::marks::origin;
 use crate::union::marks::overlay::Keys;
 use crate::union::name::Name;
@@ -177,7 +177,10 @@ impl Index {
         if self.is_empty()
             && let Ok(name) = Name::new(DIR)
         {
-            crate::union::error::best_effort("remove the index", change::rmdir(private, &name));
+            match change::rmdir(private, &name) {
+                Err(Errno::NOENT) => {}
+                done => best_effort("remove the index", done),
+            }
         }
     }
 }

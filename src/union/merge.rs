@@ -81,16 +81,15 @@ impl Seen {
     }
 }
 
+/// Tells the inode number shown for an entry, from its layer, its name and its number there.
+pub type Number<'a> = dyn FnMut(&Arc<RealDir>, &[u8], u64) -> Result<Ino> + 'a;
+
 /// Lists the directory made of `layers`. `number` tells the inode number of an entry from its layer, name and number
 /// there.
 ///
 /// # Errors
 /// Those of reading the layers, and of `number`.
-pub fn merge(
-    stack: &Stack,
-    layers: &[Arc<RealDir>],
-    number: &mut dyn FnMut(&Arc<RealDir>, &[u8], u64) -> Result<Ino>,
-) -> Result<Listing> {
+pub fn merge(stack: &Stack, layers: &[Arc<RealDir>], number: &mut Number<'_>) -> Result<Listing> {
     let mut listing = Listing::default();
     let mut seen = Seen::default();
     for (at, dir) in layers.iter().enumerate() {

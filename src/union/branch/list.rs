@@ -19,8 +19,11 @@ pub fn list(dir: &Arc<RealDir>, mut each: impl FnMut(&[u8], FileType, u64) -> Re
     list_fd(dir.fd()?.as_fd(), &mut each)
 }
 
+/// What is done with each entry of a listing: name, type, inode number.
+pub type EachEntry<'a> = dyn FnMut(&[u8], FileType, u64) -> Result<()> + 'a;
+
 /// As `list`, for the directory behind a descriptor.
-pub fn list_fd(dir: impl AsFd, each: &mut dyn FnMut(&[u8], FileType, u64) -> Result<()>) -> Result<()> {
+pub fn list_fd(dir: impl AsFd, each: &mut EachEntry<'_>) -> Result<()> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let open = rustix::fs::openat(dir, c".", flags, Mode::empty())?;
     let mut buffer = Vec::with_capacity(32768);

@@ -214,9 +214,7 @@ impl RealDir {
             Err(errno) => Err(errno),
         }
     }
-}
 
-impl RealDir {
     /// Whether it holds objects that show another inode number than their own, by the mark `key`. Read once.
     ///
     /// # Errors

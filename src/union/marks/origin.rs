@@ -42,7 +42,7 @@ pub fn number(handle: &FileHandle) -> Option<u64> {
     let word = |at: usize| handle.bytes.get(at..at + 4)?.try_into().ok().map(u32::from_ne_bytes);
     match (handle.kind, handle.bytes.len()) {
         (1, 8) => word(0).map(u64::from),
-        (1, 12) => Some(u64::from(word(1 * 4)?) | (u64::from(word(2 * 4)?) << 32)),
+        (1, 12) => Some(u64::from(word(4)?) | (u64::from(word(8)?) << 32)),
         (0x81 | 0x4d, 12..) => Some(u64::from_ne_bytes(handle.bytes[..8].try_into().ok()?)),
         _ => None,
     }
