@@ -145,6 +145,10 @@ check "a long branch list" union "$long$T/l=RO:u=RW" "$M"
 equal "the source is cut" "$(source_of "$M" | wc -c)" 201
 check "a long branch list: unmounts" unmount "$M"
 check "a workdir beside the upper" union -o "lowerdir=l,upperdir=o/up,workdir=o/work" "$M"
+refuse "the workdir is taken" 'workdir "o/work" is in use' timeout 10 "$COWFS" -o "lowerdir=l,upperdir=u,workdir=o/work" o/low
+echo one >m/made && mv m/made m/moved && ln m/moved m/linked && rm m/moved
+equal "a workdir: serves" "$(cat m/linked)" one
+rm m/linked
 check "a workdir: unmounts" unmount "$M"
 alone "holding on"
 
