@@ -93,7 +93,7 @@ run_inside() {
 	trap 'leave; exit 130' INT TERM HUP
 	trap leave EXIT
 	chmod 755 "$SCRATCH"
-	mkdir "$SCRATCH/.test"
+	mkdir "$SCRATCH/.test" && chmod 1777 "$SCRATCH/.test"
 	install -m 755 "$program" "$SCRATCH/.test/cowfs"
 	install -m 644 "$TEST_DIR/lib.py" "$SCRATCH/.test/lib.py"
 	awk '{ print $3 }' /proc/self/mountinfo | sort -u >"$SCRATCH/inherited"
@@ -133,6 +133,7 @@ ext2/ext3 | xfs | btrfs) ;;
 	;;
 esac
 exec 9>>"$T/.test/results"
+chmod 1777 "$T/.test"
 cd "$T" || exit 1
 TEST_USER=cowfstest TEST_UID=47113
 umask 022
@@ -289,13 +290,15 @@ make_user() {
 		[ -e "/etc/$file" ] || continue
 		mount --bind "$T/.test/$file" "/etc/$file" || return 1
 	done
+	printf '#!/bin/bash\nTEST_UID=%s\n%s\nas_user "$@"\n' "$TEST_UID" "$(declare -f as_user)" >"$T/.test/as_user"
+	chmod 755 "$T/.test/as_user"
 	mkdir "$T/.test/dev"
 	mount -t tmpfs -o mode=755 none "$T/.test/dev"
 	mknod -m 666 "$T/.test/dev/fuse" c 10 229
 	mount --bind "$T/.test/dev/fuse" /dev/fuse
 }
 
-# as_user COMMAND...: as $TEST_USER, with an almost empty environment.
+# as_user COMMAND...: as $TEST_USER, with an almost empty environment. $T/.test/as_user is the same as a program.
 as_user() {
 	setpriv --reuid="$TEST_UID" --regid="$TEST_UID" --clear-groups -- \
 		env -i PATH="$PATH" LC_ALL="$LC_ALL" T="$T" COWFS="$COWFS" PYTHONPATH="$PYTHONPATH" PYTHONDONTWRITEBYTECODE=1 "$@"

@@ -55,12 +55,14 @@ fn place(typed: &mut Typed, mut positionals: Vec<Vec<u8>>) -> Result<(), UsageEr
     typed.request.branches = match (listed, first) {
         (Some(listed), None) => listed,
         (Some(listed), Some(source)) => {
-            // mount(8) finds the line of /etc/fstab again by this name.
-            let source = String::from_utf8_lossy(&source).into_owned();
-            typed.request.fsname.get_or_insert(source);
+            name_source(&mut typed.request, source);
             listed
         }
-        (None, Some(list)) => branches(&list)?,
+        (None, Some(list)) => {
+            let branches = branches(&list)?;
+            name_source(&mut typed.request, list);
+            branches
+        }
         (None, None) => {
             let message = format!("only {} given, of branches and mountpoint: {FORM}", quote(&mountpoint));
             return Err(UsageError::new(message));
@@ -68,6 +70,19 @@ fn place(typed: &mut Typed, mut positionals: Vec<Vec<u8>>) -> Result<(), UsageEr
     };
     typed.request.mountpoint = OsString::from_vec(mountpoint).into();
     Ok(())
+}
+
+/// The longest source name taken over, in bytes: programs read /proc/self/mounts by lines of bounded length.
+const SOURCE_MAX: usize = 200;
+
+/// Lets the mount table show the source as it was typed: `mount -a` mounts a line of /etc/fstab a second time unless
+/// it finds just that there.
+fn name_source(request: &mut MountRequest, source: Vec<u8>) {
+    if source.len() <= SOURCE_MAX
+        && let Ok(source) = String::from_utf8(source)
+    {
+        request.fsname.get_or_insert(source);
+    }
 }
 
 /// The branches that options name, in stack order; `None`: the first positional lists them.
@@ -124,7 +139,11 @@ mod tests {
 
     fn parsed(args: &[&str]) -> Result<MountRequest, String> {
         match parse(std::iter::once(&"cowfs").chain(args).map(OsString::from)) {
-            Ok(Command::Mount(request)) => Ok(*request),
+            Ok(Command::Mount(mut request)) => {
+                // A word of its own stands for itself (`the_source_is_shown_as_typed`).
+                request.fsname.take_if(|source| args.contains(&source.as_str()));
+                Ok(*request)
+            }
             Ok(other) => panic!("{args:?}: {other:?}"),
             Err(error) => Err(error.to_string()),
         }
@@ -187,14 +206,11 @@ mod tests {
                 &["overlay", "/m", "-o", "rw,lowerdir=A,upperdir=U,workdir=W,dev,suid"],
                 MountRequest {
                     workdir: Some("W".into()),
-                    fsname: Some("overlay".into()),
                     flags: MountFlags { dev: true, suid: true, ..MountFlags::default() },
                     ..container(&[rw("U"), wh("A")])
                 },
             ),
-            (&["unionfs", "/m", "-odirs=A=RO:B=RW"], {
-                MountRequest { fsname: Some("unionfs".into()), ..plain(&[rw("B"), ro("A")]) }
-            }),
+            (&["unionfs", "/m", "-odirs=A=RO:B=RW"], plain(&[rw("B"), ro("A")])),
             (&["-o", "dirs=A:B", "/m"], plain(&[ro("A"), ro("B")])),
             // podman, buildah
             (&["-o", "lowerdir=/l/A:/l/B,upperdir=U,workdir=W,", "/m"], podman.clone()),
@@ -385,6 +401,25 @@ mod tests {
             let result = parsed(args);
             assert!(result.as_ref().is_err_and(|error| error.contains(expected)), "{args:?}: {result:?}");
             assert!(result.is_err_and(|error| error.lines().count() == 1), "{args:?}");
+        }
+    }
+
+    #[test]
+    fn the_source_is_shown_as_typed() {
+        let long = format!("/{}", "x".repeat(SOURCE_MAX));
+        let rows: [(&[&str], Option<&str>); 6] = [
+            (&[r"/a\,b=RO:/c d=RW", "/m"], Some(r"/a\,b=RO:/c d=RW")),
+            (&["overlay", "/m", "-olowerdir=A"], Some("overlay")),
+            (&["-olowerdir=A", "/m"], None),
+            (&["A", "/m", "-ofsname=x"], Some("x")),
+            (&[&long, "/m"], None),
+            (&[&long[1..], "/m"], Some(&long[1..])),
+        ];
+        for (args, expected) in rows {
+            let Ok(Command::Mount(request)) = parse(std::iter::once(&"cowfs").chain(args).map(OsString::from)) else {
+                panic!("{args:?}")
+            };
+            assert_eq!(request.fsname.as_deref(), expected, "{args:?}");
         }
     }
 

@@ -72,7 +72,8 @@ pub struct MountRequest {
     pub noacl: bool,
     /// `auto_unmount`: the mount goes away with the daemon, however that ends.
     pub auto_unmount: bool,
-    /// `fsname=`: the source shown in the mount table; default: the branch list, cut at 200 bytes.
+    /// `fsname=`, or the branch list as typed if it is short: the source shown in the mount table; default: the branch
+    /// list, cut at 200 bytes.
     pub fsname: Option<String>,
     /// `subtype=`: the type is shown as `fuse.SUBTYPE`; default `cowfs`.
     pub subtype: Option<String>,

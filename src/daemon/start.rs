@@ -113,7 +113,7 @@ fn plan(request: &MountRequest) -> Checked<Plan> {
 fn open_union(resolved: Resolved, overlaps: Overlaps, request: &MountRequest) -> Checked<Union> {
     // After the fork, because it is this process's own; before the change of root, because it is a path.
     if let Err(errno) = crate::sys::procfd::init() {
-        log::warn!("/proc/self/fd: {}; open files that lose their names cannot be opened again", describe(errno));
+        log::warn!("/proc/self/fd cannot be opened ({}): some operations will fail", describe(errno));
     }
     let branches = resolved.branches.into_iter().map(|branch| BranchSource {
         label: branch.place.label,

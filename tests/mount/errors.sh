@@ -1,0 +1,135 @@
+#!/bin/bash
+# Bad input: one line on stderr that quotes the offender, status 1 (2 for a wrong command line), and nothing changed anywhere.
+# timeout: 120
+. "$(dirname "$0")/../lib.sh"
+
+mkdir -p area/{low,low2/inner,up/inner,up2,mnt,ns/low,ro,other} && cd area
+echo x >low/x
+echo x >file
+ln -s low alias
+mkdir -p marked/.unionfs
+: >marked/.unionfs/x_HIDDEN~
+touch marked/y
+mount --bind ro ro
+mount -o remount,bind,ro ro
+mount -t tmpfs none other
+mkdir other/work other/up
+
+# bad NAME STATUS TEXT ARG...: refused with one line that holds TEXT (a grep -E pattern), and without a trace.
+bad() {
+	local name=$1 wanted=$2 text=$3 status lines trouble=
+	shift 3
+	tree "$T/area" exact >"$T/before"
+	cat /proc/self/mountinfo >"$T/mounts.before"
+	timeout -k 2 20 "${RUN_AS[@]}" "$COWFS" "$@" >"$T/stdout" 2>"$T/stderr"
+	status=$?
+	lines=$(wc -l <"$T/stderr")
+	[ "$status" = "$wanted" ] || trouble+=" status $status instead of $wanted;"
+	[ "$lines" = 1 ] || trouble+=" $lines lines on stderr;"
+	[ -s "$T/stdout" ] && trouble+=" something on stdout;"
+	grep -qE -- "$text" "$T/stderr" || trouble+=" no \`$text' in the message;"
+	cmp -s /proc/self/mountinfo "$T/mounts.before" || trouble+=" the mount table changed;"
+	tree "$T/area" exact >"$T/after"
+	diff -a "$T/before" "$T/after" >"$T/difference" || trouble+=" files changed: $(cat "$T/difference");"
+	no_daemon_left || trouble+=" a process is left;"
+	if [ -z "$trouble" ]; then
+		pass "$name: $(cat "$T/stderr")"
+	else
+		fail "$name:$trouble it said: $(head -n 5 "$T/stderr")"
+	fi
+	while is_mounted "$T/area/mnt"; do umount -l "$T/area/mnt"; done
+}
+RUN_AS=(env)
+
+# The command line: 2.
+bad "no arguments" 2 'cowfs|-h|[Uu]sage'
+bad "branches only" 2 'low=RO|mountpoint' low=RO
+bad "one word too many" 2 'surplus' low=RO:up=RW mnt surplus
+bad "an unknown option" 2 'alow_other.*allow_other' -o alow_other low=RO:up=RW mnt
+bad "an unknown option far from all" 2 'xyzzyplugh' -o xyzzyplugh low=RO:up=RW mnt
+bad "an unknown flag" 2 -- '--frobnicate' --frobnicate low=RO:up=RW mnt
+bad "a number that is none" 2 'twelve' -o max_files=twelve low=RO:up=RW mnt
+bad "a time that is none" 2 'soon' -o entry_timeout=soon low=RO:up=RW mnt
+bad "a negative time" 2 '-3' -o attr_timeout=-3 low=RO:up=RW mnt
+bad "an unknown whiteout format" 2 'bogus.*(overlay|unionfs)' -o whiteout=bogus low=RO:up=RW mnt
+bad "two writable branches" 2 'up2?.*' up=RW:up2=RW:low=RO mnt
+bad "a branch without a path" 2 '=RW|path|branch' low=RO:=RW mnt
+bad "no branch at all" 2 'branch|lower' "" mnt
+bad "-o without a value" 2 '-o' low=RO:up=RW mnt -o
+bad "both ways to name branches" 2 'lowerdir|dirs' -o lowerdir=low,dirs=low2 mnt
+
+# The machine: 1.
+bad "a missing branch" 1 'nowhere' nowhere=RO:up=RW mnt
+bad "a missing upper" 1 'nowhere' low=RO:nowhere=RW mnt
+bad "a missing branch of an overlay line" 1 'nowhere' -o "lowerdir=low:nowhere,upperdir=up,workdir=up2" mnt
+bad "a branch that is a file" 1 'file.*director' file=RO:up=RW mnt
+bad "the same directory twice" 1 'low.*(twice|same|already)' low=RO:low=RO:up=RW mnt
+bad "the same directory twice, by a link" 1 'alias|low' low=RO:alias=RO:up=RW mnt
+bad "the upper as a lower too" 1 'up' up=RO:up=RW mnt
+bad "a lower inside the upper" 1 'up/inner.*up|up.*up/inner' up/inner=RO:up=RW mnt
+bad "an upper that cannot be written" 1 'ro.*read-only|[Rr]ead-only.*ro' low=RO:ro=RW mnt
+bad "a missing mountpoint" 1 'nowhere' low=RO:up=RW nowhere
+bad "a mountpoint that is a file" 1 'file' low=RO:up=RW file
+bad "a missing chroot" 1 'nowhere' -o chroot=nowhere /low=RO:/up=RW mnt
+bad "a branch missing below chroot" 1 '/up' -o "chroot=$T/area/ns" /low=RO:/up=RW mnt
+bad "a branch that tries to leave chroot" 1 'up' -o "chroot=$T/area/ns" /low=RO:/../up=RW mnt
+bad "a missing workdir" 1 'nowhere' -o lowerdir=low,upperdir=up,workdir=nowhere mnt
+bad "a workdir on another filesystem" 1 'other/work' -o lowerdir=low,upperdir=up,workdir=other/work mnt
+bad "an upper with marks of another format" 1 'marked.*unionfs|unionfs.*marked' -o whiteout=overlay low=RO:marked=RW mnt
+bad "a debug file that cannot be made" 1 'nowhere/log' -o debug_file=nowhere/log low=RO:up=RW mnt
+
+# An upper in use: by whatever name, and only as long as it is in use.
+mkdir "$T/m1" "$T/m2"
+check "a first mount" union low=RO:up=RW "$T/m1"
+first=$(daemons)
+timeout 20 "$COWFS" low=RO:up=RW "$T/m2" >"$T/stdout" 2>"$T/stderr"
+equal "a second one on the same upper is refused" "$? $(wc -l <"$T/stderr") $(grep -cE 'up.*(in use|mounted|busy|lock)' "$T/stderr")" "1 1 1"
+timeout 20 "$COWFS" -o lowerdir=low,upperdir="$T/area/up/",workdir="$T/area/up2" "$T/m2" 2>"$T/stderr"
+equal "also under another name" "$? $(wc -l <"$T/stderr")" "1 1"
+equal "the first goes on" "$(daemons) $(cat "$T/m1/x")" "$first x"
+kill -KILL $first
+umount -l "$T/m1"
+no_daemon_left
+check "after kill -9 the upper is free" union low=RO:up=RW "$T/m1"
+check "unmounts" unmount "$T/m1"
+check "and at once after umount" union low=RO:up=RW "$T/m1"
+check "unmounts" unmount "$T/m1"
+no_daemon_left
+
+# The device and the programs it takes.
+mkdir "$T/dev"
+mount -t tmpfs -o mode=755 none "$T/dev"
+for d in null zero urandom; do
+	touch "$T/dev/$d"
+	mount --bind "/dev/$d" "$T/dev/$d"
+done
+(
+	mount --rbind "$T/dev" /dev
+	bad "no /dev/fuse" 1 '/dev/fuse.*(modprobe|module|load|device)' low=RO:up=RW mnt
+	umount -l /dev
+)
+make_user || fail "no user could be made"
+chown -R $TEST_UID:$TEST_UID up mnt
+RUN_AS=("$T/.test/as_user")
+chmod 600 /dev/fuse
+bad "a user who may not open /dev/fuse" 1 '/dev/fuse' low=RO:up=RW mnt
+chmod 666 /dev/fuse
+: >"$T/.test/nothing"
+for program in /usr/bin/fusermount3 /usr/bin/fusermount; do
+	[ -e "$program" ] && mount --bind "$T/.test/nothing" "$program"
+done
+bad "no fusermount3" 1 'fusermount3.*(install|fuse3)' low=RO:up=RW mnt
+for program in /usr/bin/fusermount3 /usr/bin/fusermount; do
+	umount "$program" 2>/dev/null
+done
+: >"$T/.test/fuse.conf"
+bad "allow_other that fuse.conf does not allow" 1 'user_allow_other' -o allow_other low=RO:up=RW mnt
+bad "a mountpoint of another user" 1 'ns' low=RO:up=RW ns
+bad "an upper of another user" 1 'up2' low=RO:up2=RW mnt
+bad "chroot= by a user" 1 'chroot' -o "chroot=$T/area/ns" /low=RO mnt
+check "and what is allowed works" as_user "$COWFS" "$T/area/low=RO:$T/area/up=RW" "$T/area/mnt"
+check "unmounts" unmount "$T/area/mnt"
+
+equal "-V" "$("$COWFS" -V | grep -cE '^cowfs [0-9]+\.[0-9]+')" 1
+check "-h" sh -c '"$COWFS" -h | grep -q chroot='
+finish
