@@ -117,7 +117,7 @@ equal "leads a session" "$(awk '{ print $6 }' "/proc/$P/stat")" "$P"
 equal "no terminal" "$(awk '{ print $7 }' "/proc/$P/stat")" 0
 equal "open files: as many as permitted" "$(awk '/Max open files/ { print $4 == $5 }' "/proc/$P/limits")" 1
 equal "the type is shown" "$(kind "$M")" fuse.cowfs
-equal "the source is shown" "$(source_of "$M")" u=RW:l=RO
+equal "the source is shown as typed" "$(source_of "$M")" l=RO:u=RW
 check "nosuid and nodev by default" grep -q 'nosuid,nodev' <<<"$(flags_of "$M")"
 refuse "the upper is taken" 'writable branch "u" is in use by another union' timeout 10 "$COWFS" l=RO:u=RW o
 check "another upper is free" union l=RO:o/up=RW "$T/o/work"
