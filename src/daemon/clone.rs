@@ -21,9 +21,8 @@ use crate::sys::mount::{Attributes, set_attributes};
 /// # Errors
 /// A line, if a branch that must be cloned (`overlaps.to_clone`) could not be.
 pub(crate) fn clone_all(resolved: &mut Resolved, overlaps: &Overlaps) -> Checked<()> {
-    let workdir = resolved.workdir.as_mut();
     let mut failed = Vec::new();
-    let mut with_workdir = workdir;
+    let mut with_workdir = resolved.workdir.as_mut();
     for (index, branch) in resolved.branches.iter_mut().enumerate() {
         let cloned = match (branch.writable, with_workdir.take()) {
             (true, Some(workdir)) => clone_together(&mut branch.place, workdir),
@@ -91,4 +90,40 @@ fn clone_tree(root: &OwnedFd, read_only: bool) -> Result<OwnedFd, Errno> {
         let _ = set_attributes(tree.as_fd(), Attributes { no_atime: true, ..Attributes::default() });
     }
     Ok(tree)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::daemon::resolve::{Role, open};
+
+    /// Makes sure that no error of the engine could change a lower.
+    #[test]
+    fn a_clone_keeps_the_promise() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("SKIP: cloning a mount needs root");
+            return;
+        }
+        let scratch = tempfile::tempdir().unwrap();
+        for dir in ["lower", "work/up", "work/dir"] {
+            std::fs::create_dir_all(scratch.path().join(dir)).unwrap();
+        }
+        let place = |dir: &str| open(Role::Branch, &scratch.path().join(dir), None).unwrap();
+        let create = |dir: &OwnedFd, name: &str| {
+            rustix::fs::openat(dir, name, OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC, Mode::RUSR | Mode::WUSR)
+        };
+        let mut lower = place("lower");
+        create(&lower.fd, "before").unwrap();
+        clone_one(&mut lower, true).unwrap();
+        assert_eq!(create(&lower.fd, "after").unwrap_err(), Errno::ROFS);
+        assert_eq!(create(&lower.fd, "before").unwrap_err(), Errno::ROFS);
+        let parent = rustix::fs::openat(&lower.fd, "..", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
+        assert_eq!(Id::of(parent.as_fd()).unwrap(), lower.id, "nothing lies above a clone");
+
+        let (mut up, mut work) = (place("work/up"), place("work/dir"));
+        clone_together(&mut up, &mut work).unwrap();
+        create(&work.fd, "file").unwrap();
+        rustix::fs::renameat(&work.fd, "file", &up.fd, "file").unwrap();
+        rustix::fs::linkat(&up.fd, "file", &work.fd, "link", rustix::fs::AtFlags::empty()).unwrap();
+    }
 }

@@ -14,6 +14,7 @@ use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 
+use crate::daemon::resolve::describe;
 use crate::sys::process::{Forked, exit_now, fork};
 
 /// How long the first question to the new mount may take: every wait of a start is bounded.
@@ -55,7 +56,7 @@ pub(crate) fn in_background(probe: Option<PathBuf>, serve: impl FnOnce(Ready) ->
             serve(Ready(Some(writer)))
         }
         Err(errno) => {
-            log::error!("cannot go into the background (fork): {errno}");
+            log::error!("cannot go into the background (fork): {}", describe(errno));
             1
         }
     }
@@ -71,12 +72,11 @@ fn wait(reader: OwnedFd, child: Pid, probe: Option<PathBuf>) -> u8 {
     let Some(path) = probe else { return 0 };
     let (sender, answer) = mpsc::channel();
     let question = path.clone();
-    std::thread::spawn(move || sender.send(std::fs::metadata(question)));
+    std::thread::spawn(move || sender.send(rustix::fs::stat(question).map(drop)));
     let problem = match answer.recv_timeout(FIRST_ANSWER) {
-        Ok(Ok(_)) => return 0,
-        // Somebody else took it off at once, or this user may not look: the daemon did its part.
-        Ok(Err(error)) if error.kind() == std::io::ErrorKind::PermissionDenied => return 0,
-        Ok(Err(error)) => error.to_string(),
+        // This user may not look: the daemon did its part.
+        Ok(Ok(()) | Err(Errno::ACCESS | Errno::PERM)) => return 0,
+        Ok(Err(errno)) => describe(errno),
         Err(_) => format!("no answer in {} seconds", FIRST_ANSWER.as_secs()),
     };
     log::error!("the union on {path:?} does not answer: {problem}");

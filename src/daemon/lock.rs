@@ -1,4 +1,4 @@
-//! One upper, one daemon: an exclusive flock(2) on the upper's root, held for the life of the process.
+//! One upper, one daemon: an exclusive flock(2) on the upper's root and on the workdir, held for the life of the process.
 //!
 //! The kernel gives it back whatever way the process ends, so nothing is ever left to clean up.
 
@@ -9,20 +9,31 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
-use crate::daemon::resolve::{Checked, Place, describe};
+use crate::daemon::resolve::{Checked, Place, Resolved, Role, describe};
 
 /// How long to wait for the daemon of a union that was unmounted a moment ago.
 const PATIENCE: Duration = Duration::from_millis(1200);
 
-/// Takes the lock; the union is alone on this upper until the descriptor is dropped. `None` where the filesystem knows
-/// no locks: logged, because then nobody guards the upper.
+/// Takes the locks; the union is alone on its upper and its workdir until they are dropped.
 ///
 /// # Errors
-/// A line, if another union has it or the directory cannot be read.
-pub(crate) fn lock(upper: &Place) -> Checked<Option<OwnedFd>> {
+/// A line, if another union has one of them or the directory cannot be read.
+pub(crate) fn lock_all(resolved: &Resolved) -> Checked<Vec<OwnedFd>> {
+    let upper = resolved.branches.iter().find(|branch| branch.writable);
+    let Some(upper) = upper else { return Ok(Vec::new()) };
+    let mut locks = Vec::new();
+    locks.extend(lock(Role::Upper, &upper.place)?);
+    if let Some(workdir) = &resolved.workdir {
+        locks.extend(lock(Role::Workdir, workdir)?);
+    }
+    Ok(locks)
+}
+
+/// `None` where the filesystem knows no locks: logged, because then nobody guards the directory.
+fn lock(role: Role, place: &Place) -> Checked<Option<OwnedFd>> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let fd = rustix::fs::openat(&upper.fd, ".", flags, Mode::empty())
-        .map_err(|errno| format!("cannot open writable branch {:?} for its lock: {}", upper.label, describe(errno)))?;
+    let fd = rustix::fs::openat(&place.fd, ".", flags, Mode::empty())
+        .map_err(|errno| format!("cannot open {role} {:?} for its lock: {}", place.label, describe(errno)))?;
     let deadline = Instant::now() + PATIENCE;
     loop {
         match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
@@ -31,20 +42,20 @@ pub(crate) fn lock(upper: &Place) -> Checked<Option<OwnedFd>> {
             Err(Errno::INTR) => {}
             Err(Errno::AGAIN) => {
                 return Err(format!(
-                    "writable branch {:?} is in use by another union: unmount that one, or take another directory",
-                    upper.label
+                    "{role} {:?} is in use by another union: unmount that one, or take another directory",
+                    place.label
                 ));
             }
             // NFS wants a descriptor open for writing and says EBADF.
             Err(errno @ (Errno::NOLCK | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL | Errno::BADF)) => {
                 log::warn!(
-                    "writable branch {:?} cannot be locked ({}): make sure that no second union uses it",
-                    upper.label,
+                    "{role} {:?} cannot be locked ({}): make sure that no second union uses it",
+                    place.label,
                     describe(errno)
                 );
                 return Ok(None);
             }
-            Err(errno) => return Err(format!("cannot lock writable branch {:?}: {}", upper.label, describe(errno))),
+            Err(errno) => return Err(format!("cannot lock {role} {:?}: {}", place.label, describe(errno))),
         }
     }
 }

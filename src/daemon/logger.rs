@@ -9,6 +9,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use parking_lot::Mutex;
@@ -30,7 +31,33 @@ enum Sink {
     Nowhere,
 }
 
-struct Logger(Mutex<Sink>);
+/// In a second, syslog gets no more lines than this: tenants can provoke errors, and the log is the machine's.
+const MOST_LINES: u32 = 40;
+
+/// How many lines went to syslog in this second, and how many did not.
+#[derive(Debug, Default)]
+struct Rate {
+    since: Option<Instant>,
+    lines: u32,
+    lost: u32,
+}
+
+impl Rate {
+    /// Whether one more may go, and how many were lost since the last one that did.
+    fn pass(&mut self, now: Instant) -> Option<u32> {
+        if self.since.is_none_or(|since| now.duration_since(since) >= Duration::from_secs(1)) {
+            (self.since, self.lines) = (Some(now), 0);
+        }
+        if self.lines >= MOST_LINES {
+            self.lost = self.lost.saturating_add(1);
+            return None;
+        }
+        self.lines += 1;
+        Some(std::mem::take(&mut self.lost))
+    }
+}
+
+struct Logger(Mutex<(Sink, Rate)>);
 
 static LOGGER: OnceLock<Logger> = OnceLock::new();
 
@@ -40,7 +67,7 @@ pub(crate) struct Later(Sink);
 
 /// Starts logging to standard error, warnings and worse, or everything if `debug`.
 pub(crate) fn start(debug: bool) {
-    let logger = LOGGER.get_or_init(|| Logger(Mutex::new(Sink::Stderr)));
+    let logger = LOGGER.get_or_init(|| Logger(Mutex::new((Sink::Stderr, Rate::default()))));
     // A second start in one process (tests) keeps the first logger, which is the same.
     let _ = log::set_logger(logger);
     log::set_max_level(if debug { LevelFilter::Debug } else { LevelFilter::Warn });
@@ -74,7 +101,7 @@ pub(crate) fn switch(later: Later) {
         log::set_max_level(LevelFilter::Debug);
     }
     if let Some(logger) = LOGGER.get() {
-        *logger.0.lock() = later.0;
+        logger.0.lock().0 = later.0;
     }
 }
 
@@ -95,12 +122,16 @@ impl Log for Logger {
             return;
         }
         let text = one_line(&record.args().to_string());
+        let (sink, rate) = &mut *self.0.lock();
         // A line that cannot be written is lost: there is nobody else to tell.
-        let _ = match &mut *self.0.lock() {
+        let _ = match sink {
             Sink::Stderr => std::io::stderr().write_all(format!("cowfs: {text}\n").as_bytes()),
             Sink::File(file) => file.write_all(format!("{} {text}\n", record.level()).as_bytes()),
             Sink::Syslog(socket) => {
-                let line = format!("<{}>cowfs[{}]: {text}", priority(record.level()), std::process::id());
+                let Some(lost) = rate.pass(Instant::now()) else { return };
+                let lost =
+                    if lost > 0 { format!(" ({lost} lines were left out before this one)") } else { String::new() };
+                let line = format!("<{}>cowfs[{}]: {text}{lost}", priority(record.level()), std::process::id());
                 socket.send(line.as_bytes()).map(|_| ())
             }
             Sink::Nowhere => Ok(()),
@@ -142,6 +173,15 @@ mod tests {
     fn lines_stay_lines() {
         assert_eq!(one_line("a\nb\x1b[m"), "a b [m");
         assert_eq!(one_line(&"x".repeat(5000)).len(), LONGEST + 3);
+    }
+
+    #[test]
+    fn floods_are_cut() {
+        let (mut rate, start) = (Rate::default(), Instant::now());
+        let passed = (0..1000).filter(|_| rate.pass(start).is_some()).count();
+        assert_eq!(passed, MOST_LINES as usize);
+        let later = start + Duration::from_secs(2);
+        assert_eq!((rate.pass(later), rate.pass(later)), (Some(1000 - MOST_LINES), Some(0)));
     }
 
     #[test]

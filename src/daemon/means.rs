@@ -44,13 +44,16 @@ impl Means {
     ///
     /// # Errors
     /// A line that says what is missing.
-    pub(crate) fn find(mountpoint: &Path) -> Checked<Self> {
-        if device_number(mountpoint).is_some() {
+    pub(crate) fn find(request: &MountRequest) -> Checked<Self> {
+        if device_number(&request.mountpoint).is_some() {
             return Ok(Self::Given);
         }
         let means = match mount::begin()? {
             Some(context) => Self::Direct(context),
-            None => Self::Helper(Fusermount::find()?),
+            None => match &request.chroot {
+                Some(dir) => return Err(format!("chroot={dir:?}: only root can change its root directory")),
+                None => Self::Helper(Fusermount::find()?),
+            },
         };
         // It is opened once more for use; here so that nothing has been touched when it cannot be. fusermount3 opens it
         // with its caller's permissions too.

@@ -13,7 +13,6 @@ use rustix::fs::Mode;
 
 use crate::daemon::clone::clone_all;
 use crate::daemon::launch::{Ready, in_background};
-use crate::daemon::lock::lock;
 use crate::daemon::logger::{self, Later};
 use crate::daemon::means::{Means, Mount};
 use crate::daemon::mountpoint::{self, Mountpoint, device_number};
@@ -22,7 +21,7 @@ use crate::daemon::request::MountRequest;
 use crate::daemon::resolve::{self, Checked, Resolved, describe};
 use crate::daemon::sandbox::Sandbox;
 use crate::daemon::stdio::Null;
-use crate::daemon::{limits, signals};
+use crate::daemon::{limits, lock, signals};
 use crate::fuse::adapter::{Adapter, Settings};
 use crate::fuse::session::{Audience, Connection, connect};
 use crate::sys::process;
@@ -82,9 +81,8 @@ fn serve(request: &MountRequest, ready: Ready) -> Checked<()> {
         null: Null::open(),
         log: logger::prepare(request.debug_file.as_deref(), request.foreground)?,
     };
-    // Both are held to the end of this function, which is the end of the process.
-    let upper = resolved.branches.iter().find(|branch| branch.writable);
-    let _lock = upper.map(|upper| lock(&upper.place)).transpose()?.flatten();
+    // Held to the end of this function, which is the end of the process.
+    let _locks = lock::lock_all(&resolved)?;
     let (device, mount) = means.mount(request, mountpoint)?;
     let mount = Arc::new(Mutex::new(mount));
 
@@ -102,7 +100,7 @@ fn serve(request: &MountRequest, ready: Ready) -> Checked<()> {
 /// Opens what the request names and checks how it goes together. Changes nothing.
 fn plan(request: &MountRequest) -> Checked<Plan> {
     let resolved = resolve::resolve(request)?;
-    let means = Means::find(&request.mountpoint)?;
+    let means = Means::find(request)?;
     let mountpoint = mountpoint::resolve(&request.mountpoint, |path| means.clear(path))?;
     let place = match &mountpoint {
         Mountpoint::Directory(directory) => Some(&directory.place),

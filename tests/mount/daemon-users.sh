@@ -82,6 +82,7 @@ no_daemon_left
 find home -printf '%p %m %s %T@ %C@\n' | sort >before
 refused "mountpoint inside a branch" "\"$H\": the mountpoint \"$M\" is inside it.*run as root" "$H=RO" "$M"
 refused "upper inside a lower" "branch \"$H/u\" is inside it" "/=RO:$H/u=RW" "$M"
+refused "chroot=" 'chroot="/": only root' -o chroot=/ "$H/l=RO" "$M"
 refused "over its own branch" "would be mounted over it" "$M=RO:$H/u=RW" "$M"
 refused "a mountpoint of somebody else" 'fusermount3.*(write access|permission).*|refused, see its message above' \
 	"$H/l=RO" "$T/elsewhere"

@@ -117,7 +117,7 @@ equal "leads a session" "$(awk '{ print $6 }' "/proc/$P/stat")" "$P"
 equal "no terminal" "$(awk '{ print $7 }' "/proc/$P/stat")" 0
 equal "open files: as many as permitted" "$(awk '/Max open files/ { print $4 == $5 }' "/proc/$P/limits")" 1
 equal "the type is shown" "$(kind "$M")" fuse.cowfs
-equal "the source is shown" "$(source_of "$M")" u=RW:l=RO
+equal "the source is shown as typed" "$(source_of "$M")" l=RO:u=RW
 check "nosuid and nodev by default" grep -q 'nosuid,nodev' <<<"$(flags_of "$M")"
 refuse "the upper is taken" 'writable branch "u" is in use by another union' timeout 10 "$COWFS" l=RO:u=RW o
 check "another upper is free" union l=RO:o/up=RW "$T/o/work"
@@ -145,6 +145,10 @@ check "a long branch list" union "$long$T/l=RO:u=RW" "$M"
 equal "the source is cut" "$(source_of "$M" | wc -c)" 201
 check "a long branch list: unmounts" unmount "$M"
 check "a workdir beside the upper" union -o "lowerdir=l,upperdir=o/up,workdir=o/work" "$M"
+refuse "the workdir is taken" 'workdir "o/work" is in use' timeout 10 "$COWFS" -o "lowerdir=l,upperdir=u,workdir=o/work" o/low
+echo one >m/made && mv m/made m/moved && ln m/moved m/linked && rm m/moved
+equal "a workdir: serves" "$(cat m/linked)" one
+rm m/linked
 check "a workdir: unmounts" unmount "$M"
 alone "holding on"
 
