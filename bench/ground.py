@@ -37,19 +37,27 @@ def run(*argv, timeout=900, check=True, quiet=True, **more):
     return done
 
 
-def enter_namespace():
-    """Goes on in a child that is the first process of its own pid and mount namespaces; the parent waits."""
+def unshare(kind):
+    if libc.unshare(kind) != 0:
+        sys.exit(f"bench: unshare: {os.strerror(ctypes.get_errno())}")
+
+
+def enter_namespace(afterwards):
+    """Goes on in a child that is the first process of its own pid and mount namespaces; the parent waits, does
+    `afterwards`, and exits."""
     if os.geteuid() != 0:
         sys.exit("bench: must be root: it makes loop devices, kernel mounts and namespaces")
-    if libc.unshare(CLONE_NEWNS | CLONE_NEWPID) != 0:
-        sys.exit(f"bench: unshare: {os.strerror(ctypes.get_errno())}")
+    unshare(CLONE_NEWPID)
     child = os.fork()
     if child:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, lambda *_: os.kill(child, signal.SIGKILL))
         _, status = os.waitpid(child, 0)
+        afterwards()
         sys.exit(os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else 130)
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    # Not before the fork: the parent would keep the mounts alive.
+    unshare(CLONE_NEWNS)
     run("mount", "--make-rprivate", "/")
     run("mount", "-t", "proc", "proc", "/proc")
 
