@@ -259,9 +259,7 @@ mod tests {
             "nonempty",
             "use_ino",
             "noinitgroups",
-            "coherent",
             "passthrough=auto",
-            "passthrough=off",
             "nosuid",
             "nodev",
             "exec",
@@ -305,7 +303,7 @@ mod tests {
     #[test]
     fn each_option_with_an_effect() {
         type Change = fn(&mut MountRequest);
-        let rows: [(&str, Change); 32] = [
+        let rows: [(&str, Change); 34] = [
             ("allow_other", |r| r.allow_other = true),
             ("allow_root", |r| r.allow_root = true),
             ("auto_unmount", |r| r.auto_unmount = true),
@@ -318,6 +316,8 @@ mod tests {
             ("noatime,nodiratime", |r| (r.flags.noatime, r.flags.nodiratime) = (true, true)),
             ("sync,dirsync", |r| (r.flags.sync, r.flags.dirsync) = (true, true)),
             ("direct_io", |r| r.direct_io = true),
+            ("coherent", |r| r.coherent = true),
+            ("passthrough=off", |r| r.no_passthrough = true),
             ("debug", |r| r.debug = true),
             ("debug_file=/var/log/x", |r| r.debug_file = Some("/var/log/x".into())),
             (r"fsname=a\,b=c", |r| r.fsname = Some("a,b=c".into())),

@@ -10,7 +10,7 @@ use crate::cli::UsageError;
 use crate::cli::branches::{branches, lower_dirs};
 use crate::cli::text::{path, positions, quote};
 use crate::cli::values::{FOREIGN_IDS, Given};
-use crate::cli::values::{auto_off, format, number, on_off, redirect_dir, seconds, threads, utf8, zero_one};
+use crate::cli::values::{format, is_off, number, on_off, redirect_dir, seconds, threads, utf8, zero_one};
 use crate::daemon::request::{BranchArg, MountRequest};
 
 /// What the options said; what it amounts to together with the positionals is `mount`'s to say.
@@ -56,7 +56,7 @@ const FOREIGN_ATTR: &str = "owners and modes are always those of the branches";
 
 /// Every option, by name.
 const KNOWN: &[(&str, Effect)] = &[
-    // cowfs and unionfs-fuse. Always so, whatever is said: cow, hide_meta_*, coherent, default_permissions.
+    // cowfs and unionfs-fuse. Always so, whatever is said: cow, hide_meta_*, default_permissions.
     ("cow", Nothing),
     ("dirs", Value("BRANCH[=RO|RW][:BRANCH...]", |t, v| v.once(&mut t.dirs, branches))),
     ("chroot", Value("DIR", |t, v| v.once(&mut t.request.chroot, |dir| Ok(path(dir))))),
@@ -74,8 +74,8 @@ const KNOWN: &[(&str, Effect)] = &[
     ("whiteout", Value("overlay|oci|unionfs|unionfs-fuse", |t, v| v.set(&mut t.request.engine.format, format))),
     ("redirect", Value("on|off", |t, v| v.set(&mut t.redirect, on_off))),
     ("volatile", Switch(|t| t.request.engine.volatile = true)),
-    ("coherent", Nothing),
-    ("passthrough", Value("auto|off", |_, v| v.read(auto_off))),
+    ("coherent", Switch(|t| t.request.coherent = true)),
+    ("passthrough", Value("auto|off", |t, v| v.read(is_off).map(|off| t.request.no_passthrough = off))),
     ("threads", Value("NUMBER", |t, v| v.set(&mut t.request.threads, threads))),
     ("noacl", Switch(|t| t.request.noacl = true)),
     // libfuse: who may enter, how the mount is called, how long the kernel may remember.

@@ -99,8 +99,13 @@ pub(super) fn format(value: &[u8]) -> Option<Format> {
     Format::ALL.iter().find(|(word, _)| word.as_bytes() == value).map(|&(_, format)| format)
 }
 
-pub(super) fn auto_off(value: &[u8]) -> Option<()> {
-    matches!(value, b"auto" | b"off").then_some(())
+/// `auto` or `off`: whether it is off.
+pub(super) fn is_off(value: &[u8]) -> Option<bool> {
+    match value {
+        b"auto" => Some(false),
+        b"off" => Some(true),
+        _ => None,
+    }
 }
 
 pub(super) fn on_off(value: &[u8]) -> Option<bool> {

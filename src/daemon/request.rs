@@ -87,6 +87,10 @@ pub struct MountRequest {
     pub attr_timeout: Option<Duration>,
     /// `negative_timeout=`: how long the kernel may trust the absence of a name.
     pub negative_timeout: Option<Duration>,
+    /// `coherent`: descriptors and maps of a lower file see what is written after it was copied up, whatever it is.
+    pub coherent: bool,
+    /// `passthrough=off`: all data go through the daemon.
+    pub no_passthrough: bool,
     /// `direct_io`: file data by-passes the kernel's page cache.
     pub direct_io: bool,
     /// Settings of the engine.

@@ -135,12 +135,13 @@ fn open_connection(union: Union, device: OwnedFd, request: &MountRequest) -> Che
         (false, true) => Audience::OwnerAndRoot,
         (false, false) => Audience::Owner,
     };
-    let default = Settings::default();
     let settings = Settings {
-        entry_ttl: request.entry_timeout.unwrap_or(default.entry_ttl),
-        attr_ttl: request.attr_timeout.unwrap_or(default.attr_ttl),
-        negative_ttl: request.negative_timeout.unwrap_or(default.negative_ttl),
+        entry_ttl: request.entry_timeout,
+        attr_ttl: request.attr_timeout,
+        negative_ttl: request.negative_timeout,
         direct_io: request.direct_io,
+        coherent: request.coherent,
+        passthrough: !request.no_passthrough,
         acl: !request.noacl,
     };
     connect(Adapter::new(union, settings), device, audience, request.threads)

@@ -17,21 +17,26 @@ use std::time::{Duration, SystemTime};
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
     IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr,
-    ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek,
-    ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl,
+    ReplyLock, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
 use crate::fuse::convert::{errno, file_attr, fsxattr, kind, received_device, set_time};
+use crate::fuse::opening::Opening;
+use crate::fuse::worker::Workers;
 use crate::union::Union;
 use crate::union::error::{Errno, Result};
 use crate::union::name::NAME_MAX;
-use crate::union::types::{Attr, Caller, Entry, HandleId, Ino, NodeId, SetAttr, Time};
+use crate::union::types::{Attr, Caller, DirEntry, Entry, HandleId, Ino, NodeId, SetAttr, Time, Trust};
 
 /// The largest request of data that the kernel may send or ask for, in bytes; it has no larger ones.
 const MAX_DATA: u32 = 1 << 20;
 
 /// The longest value, and the longest list of names, of extended attributes, in bytes: XATTR_SIZE_MAX, XATTR_LIST_MAX.
 const MAX_XATTR: usize = 64 << 10;
+
+/// A union can still be a branch of overlayfs, which counts how deep filesystems lie on each other.
+const STACK_DEPTH: u32 = 1;
 
 /// Asked for where the kernel offers it.
 ///
@@ -43,7 +48,10 @@ const WANTED: InitFlags = InitFlags::FUSE_PARALLEL_DIROPS
     .union(InitFlags::FUSE_AUTO_INVAL_DATA)
     .union(InitFlags::FUSE_DONT_MASK)
     .union(InitFlags::FUSE_HAS_IOCTL_DIR)
-    .union(InitFlags::FUSE_ASYNC_DIO);
+    .union(InitFlags::FUSE_ASYNC_DIO)
+    .union(InitFlags::FUSE_HANDLE_KILLPRIV_V2)
+    .union(InitFlags::FUSE_DO_READDIRPLUS)
+    .union(InitFlags::FUSE_READDIRPLUS_AUTO);
 
 /// linux/fs.h; the forms of 32-bit programs, whose `long` is shorter, beside them.
 const GETFLAGS: [u32; 2] = [0x8008_6601, 0x8004_6601];
@@ -51,63 +59,98 @@ const SETFLAGS: [u32; 2] = [0x4008_6602, 0x4004_6602];
 /// Before SETFLAGS the kernel asks this one which flags there were; unanswered, chattr(1) would fail.
 const FSGETXATTR: u32 = 0x801c_581f;
 
-/// The kernel's mark on the open(2) flags of an execve; no flag of open(2).
-const FMODE_EXEC: i32 = 0x20;
+/// Somebody without CAP_FSETID: the kernel has found the caller to be one.
+const ORDINARY: Caller = Caller { uid: u32::MAX, gid: u32::MAX, umask: 0 };
+
+/// How long the kernel may trust what only requests can change.
+const SETTLED_TTL: Duration = Duration::from_secs(24 * 3600);
+/// How long it may trust a lower branch of this machine: an administrator's change is seen after this time.
+const LOCAL_TTL: Duration = Duration::from_secs(10);
+/// How long it may trust a branch of another machine.
+const REMOTE_TTL: Duration = Duration::from_secs(1);
 
 /// What the answers tell the kernel beside the facts.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
-    /// How long a name may be trusted.
-    pub entry_ttl: Duration,
-    /// How long attributes may be trusted.
-    pub attr_ttl: Duration,
-    /// How long the absence of a name may be trusted; zero: not at all.
-    pub negative_ttl: Duration,
+    /// How long a name may be trusted; default: by what kind of branch it is in.
+    pub entry_ttl: Option<Duration>,
+    /// How long attributes may be trusted; default: likewise.
+    pub attr_ttl: Option<Duration>,
+    /// How long the absence of a name may be trusted (zero: not at all); default: likewise.
+    pub negative_ttl: Option<Duration>,
     /// File data by-passes the page cache.
     pub direct_io: bool,
+    /// Old descriptors of lower files see what is written later, whatever the files are.
+    pub coherent: bool,
+    /// Files may be handed to the kernel.
+    pub passthrough: bool,
     /// POSIX ACLs are honoured (the kernel then checks all permissions, whatever else was asked).
     pub acl: bool,
 }
 
 impl Default for Settings {
-    /// A second of trust, as libfuse; absence is not trusted.
     fn default() -> Self {
-        let second = Duration::from_secs(1);
-        Self { entry_ttl: second, attr_ttl: second, negative_ttl: Duration::ZERO, direct_io: false, acl: true }
+        Self {
+            entry_ttl: None,
+            attr_ttl: None,
+            negative_ttl: None,
+            direct_io: false,
+            coherent: false,
+            passthrough: true,
+            acl: true,
+        }
     }
 }
 
 /// The engine as fuser sees it.
+#[derive(Clone)]
 pub struct Adapter {
     union: Arc<Union>,
     settings: Settings,
+    /// How long what a lower branch shows may be trusted.
+    lower_ttl: Duration,
+    opening: Arc<Opening>,
+    workers: Arc<Workers>,
 }
 
 impl Adapter {
     /// Serves this union.
     pub fn new(union: impl Into<Arc<Union>>, settings: Settings) -> Self {
-        Self { union: union.into(), settings }
+        let union = union.into();
+        let lower_ttl = match union.trust() {
+            Trust::Remote => REMOTE_TTL,
+            Trust::Local => LOCAL_TTL,
+            Trust::Immutable => SETTLED_TTL,
+        };
+        let opening = Arc::new(Opening::new(union.clone(), settings.coherent, settings.direct_io));
+        Self { union, settings, lower_ttl, opening, workers: Arc::default() }
     }
 
-    /// What an entry's answer carries: attributes, and how long to trust them.
+    /// How long to trust what was just told, `settled` or not, unless an option says otherwise.
+    fn ttl(&self, asked: Option<Duration>, settled: bool) -> Duration {
+        asked.unwrap_or(if settled { SETTLED_TTL } else { self.lower_ttl })
+    }
+
+    /// What an entry's answer carries: attributes, and how long to trust them and the name.
     ///
     /// fuser sends `attr.ino` as the node id. Where the two differ (the root's other name, a split inode, two inodes
     /// of one number) the node id has to go there, and nothing of the attributes may be trusted: the kernel asks again
     /// before it shows them, and `getattr` tells the true number.
-    fn entry(&self, entry: &Entry) -> (fuser::FileAttr, Duration) {
+    fn entry(&self, entry: &Entry) -> (fuser::FileAttr, Duration, Duration) {
         let attr = file_attr(&entry.attr);
+        let ttl = self.ttl(self.settings.entry_ttl, entry.attr.settled);
         if entry.node.0 == entry.attr.ino.0 {
-            (attr, self.settings.attr_ttl)
+            (attr, self.ttl(self.settings.attr_ttl, entry.attr.settled), ttl)
         } else {
-            (fuser::FileAttr { ino: INodeNo(entry.node.0), ..attr }, Duration::ZERO)
+            (fuser::FileAttr { ino: INodeNo(entry.node.0), ..attr }, Duration::ZERO, ttl)
         }
     }
 
     fn reply_entry(&self, result: Result<Entry>, reply: ReplyEntry) {
         match result {
             Ok(entry) => {
-                let (attr, attr_ttl) = self.entry(&entry);
-                reply.entry_with_ttls(&attr_ttl, &self.settings.entry_ttl, &attr, Generation(0));
+                let (attr, attr_ttl, ttl) = self.entry(&entry);
+                reply.entry_with_ttls(&attr_ttl, &ttl, &attr, Generation(0));
             }
             Err(error) => reply.error(errno(error)),
         }
@@ -115,13 +158,27 @@ impl Adapter {
 
     fn reply_attr(&self, result: Result<Attr>, reply: ReplyAttr) {
         match result {
-            Ok(attr) => reply.attr(&self.settings.attr_ttl, &file_attr(&attr)),
+            Ok(attr) => reply.attr(&self.ttl(self.settings.attr_ttl, attr.settled), &file_attr(&attr)),
             Err(error) => reply.error(errno(error)),
         }
     }
 
-    fn open_flags(&self) -> FopenFlags {
-        if self.settings.direct_io { FopenFlags::FOPEN_DIRECT_IO } else { FopenFlags::empty() }
+    /// How long the kernel may trust that `parent` has no such name.
+    fn absence_ttl(&self, parent: NodeId) -> Duration {
+        match self.settings.negative_ttl {
+            Some(asked) => asked,
+            None => self.ttl(None, self.union.absence_is_settled(parent)),
+        }
+    }
+
+    /// Does what a request asks, on another thread if it has to copy a large file up first.
+    fn heavy(&self, request: &'static str, node: NodeId, body: impl FnOnce(&Self) + Send + 'static) {
+        if self.union.is_heavy(node) {
+            let adapter = self.clone();
+            self.workers.run(move || guard(request, || body(&adapter)));
+        } else {
+            guard(request, || body(self));
+        }
     }
 }
 
@@ -188,24 +245,31 @@ fn with_buffer<T>(size: usize, body: impl FnOnce(&mut [u8]) -> T) -> T {
     })
 }
 
+/// What is known of an entry that was not looked up.
+fn unknown(entry: &DirEntry<'_>) -> Attr {
+    Attr { ino: entry.ino, mode: entry.kind.as_raw_mode(), ..NOTHING }
+}
+
 /// The attributes of nothing: node id 0 means that the name is absent, and may be trusted to be.
 fn absent() -> fuser::FileAttr {
-    let time = Time::default();
-    file_attr(&Attr {
-        ino: Ino(0),
-        size: 0,
-        blocks: 0,
-        atime: time,
-        mtime: time,
-        ctime: time,
-        mode: 0,
-        nlink: 0,
-        uid: 0,
-        gid: 0,
-        rdev: (0, 0),
-        blksize: 0,
-    })
+    file_attr(&NOTHING)
 }
+
+const NOTHING: Attr = Attr {
+    ino: Ino(0),
+    size: 0,
+    blocks: 0,
+    atime: Time { sec: 0, nsec: 0 },
+    mtime: Time { sec: 0, nsec: 0 },
+    ctime: Time { sec: 0, nsec: 0 },
+    mode: 0,
+    nlink: 0,
+    uid: 0,
+    gid: 0,
+    rdev: (0, 0),
+    blksize: 0,
+    settled: false,
+};
 
 impl Filesystem for Adapter {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
@@ -216,6 +280,12 @@ impl Filesystem for Adapter {
         let wanted = wanted & config.capabilities();
         if let Err(missing) = config.add_capabilities(wanted) {
             log::warn!("the kernel offers {missing:?} and refuses it");
+        }
+        if self.settings.passthrough
+            && config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
+            && config.set_max_stack_depth(STACK_DEPTH).is_ok()
+        {
+            self.opening.modes.offered();
         }
         if let Err(nearest) = config.set_max_write(MAX_DATA) {
             log::warn!("writes of {MAX_DATA} bytes are refused; {nearest} would do");
@@ -229,9 +299,10 @@ impl Filesystem for Adapter {
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         guard("lookup", || match self.union.lookup(node(parent), name) {
-            Err(Errno::NOENT) if !self.settings.negative_ttl.is_zero() => {
-                reply.entry(&self.settings.negative_ttl, &absent(), Generation(0));
-            }
+            Err(Errno::NOENT) => match self.absence_ttl(node(parent)) {
+                Duration::ZERO => reply.error(fuser::Errno::ENOENT),
+                ttl => reply.entry(&ttl, &absent(), Generation(0)),
+            },
             result => self.reply_entry(result, reply),
         });
     }
@@ -263,16 +334,22 @@ impl Filesystem for Adapter {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        guard("setattr", || {
-            let set = SetAttr {
-                mode: mode.map(|mode| mode & 0o7777),
-                uid,
-                gid,
-                size,
-                atime: atime.map(set_time),
-                mtime: mtime.map(set_time),
+        let set = SetAttr {
+            mode: mode.map(|mode| mode & 0o7777),
+            uid,
+            gid,
+            size,
+            atime: atime.map(set_time),
+            mtime: mtime.map(set_time),
+        };
+        let caller = caller(request, 0);
+        self.heavy("setattr", node(ino), move |adapter| {
+            let done = match set.size {
+                Some(_) => adapter.opening.before_truncate(node(ino)),
+                None => Ok(()),
             };
-            self.reply_attr(self.union.setattr(node(ino), fh.map(handle), &set, &caller(request, 0)), reply);
+            let done = done.and_then(|()| adapter.union.setattr(node(ino), fh.map(handle), &set, &caller));
+            adapter.reply_attr(done, reply);
         });
     }
 
@@ -341,10 +418,13 @@ impl Filesystem for Adapter {
     }
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        guard("open", || match self.union.open_file(node(ino), flags.0 & !FMODE_EXEC, &caller(request, 0)) {
-            Ok(handle) => reply.opened(FileHandle(handle.0), self.open_flags()),
-            Err(error) => reply.error(errno(error)),
-        });
+        let caller = caller(request, 0);
+        let open = move |adapter: &Self| adapter.opening.open(node(ino), flags.0, &caller, reply);
+        if flags.0 & (libc::O_ACCMODE | libc::O_TRUNC) == libc::O_RDONLY {
+            guard("open", || open(self));
+        } else {
+            self.heavy("open", node(ino), open);
+        }
     }
 
     fn create(
@@ -360,9 +440,8 @@ impl Filesystem for Adapter {
         guard("create", || match self.union.create(node(parent), name, mode, flags, &caller(request, umask)) {
             Ok((entry, handle)) => {
                 // This answer has one time for both; the shorter one is right for both.
-                let (attr, attr_ttl) = self.entry(&entry);
-                let ttl = attr_ttl.min(self.settings.entry_ttl);
-                reply.created(&ttl, &attr, Generation(0), FileHandle(handle.0), self.open_flags());
+                let (attr, attr_ttl, ttl) = self.entry(&entry);
+                self.opening.created((entry, handle), attr_ttl.min(ttl), &attr, reply);
             }
             Err(error) => reply.error(errno(error)),
         });
@@ -394,12 +473,16 @@ impl Filesystem for Adapter {
         fh: FileHandle,
         offset: u64,
         data: &[u8],
-        _write_flags: WriteFlags,
+        write_flags: WriteFlags,
         _flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        guard("write", || reply_written(self.union.write(handle(fh), offset, data), reply));
+        guard("write", || {
+            let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+            let ready = if kill { self.union.before_change(handle(fh), &ORDINARY) } else { Ok(()) };
+            reply_written(ready.and_then(|()| self.union.write(handle(fh), offset, data)), reply);
+        });
     }
 
     fn flush(&self, _: &Request, _: INodeNo, fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
@@ -409,7 +492,7 @@ impl Filesystem for Adapter {
     fn release(
         &self,
         _: &Request,
-        _: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         _flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
@@ -417,6 +500,7 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         guard("release", || {
+            self.opening.modes.closed(node(ino));
             self.union.release(handle(fh));
             reply.ok();
         });
@@ -427,8 +511,11 @@ impl Filesystem for Adapter {
     }
 
     fn opendir(&self, _: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        guard("opendir", || match self.union.opendir(node(ino)) {
-            Ok(handle) => reply.opened(FileHandle(handle.0), FopenFlags::empty()),
+        guard("opendir", || match self.union.opendir_again(node(ino)) {
+            Ok(opened) => {
+                let keep = if opened.unchanged { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() };
+                reply.opened(FileHandle(opened.handle.0), FopenFlags::FOPEN_CACHE_DIR | keep);
+            }
             Err(error) => reply.error(errno(error)),
         });
     }
@@ -444,6 +531,30 @@ impl Filesystem for Adapter {
             });
             match result {
                 // What was listed before the error reaches the caller first, as with getdents(2).
+                Err(error) if !listed => reply.error(errno(error)),
+                _ => reply.ok(),
+            }
+        });
+    }
+
+    fn readdirplus(&self, _: &Request, _: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+        guard("readdirplus", || {
+            let mut listed = false;
+            let result = self.union.readdir_plus(handle(fh), offset, &mut |entry, known| {
+                let name = OsStr::from_bytes(entry.name);
+                let (attr, ttl) = match known {
+                    Some(known) => {
+                        let (attr, attr_ttl, ttl) = self.entry(known);
+                        (attr, attr_ttl.min(ttl))
+                    }
+                    // `.` and `..`, which the kernel neither enters nor counts.
+                    None => (file_attr(&unknown(&entry)), Duration::ZERO),
+                };
+                let full = reply.add(INodeNo(entry.ino.0), entry.next, name, &ttl, &attr, Generation(0));
+                listed |= !full;
+                !full
+            });
+            match result {
                 Err(error) if !listed => reply.error(errno(error)),
                 _ => reply.ok(),
             }
@@ -533,7 +644,7 @@ impl Filesystem for Adapter {
 
     fn fallocate(
         &self,
-        _: &Request,
+        request: &Request,
         _: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -541,7 +652,10 @@ impl Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        guard("fallocate", || reply_empty(self.union.fallocate(handle(fh), mode, offset, length), reply));
+        guard("fallocate", || {
+            let ready = self.union.before_change(handle(fh), &caller(request, 0));
+            reply_empty(ready.and_then(|()| self.union.fallocate(handle(fh), mode, offset, length)), reply);
+        });
     }
 
     fn lseek(&self, _: &Request, _: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
@@ -553,7 +667,7 @@ impl Filesystem for Adapter {
 
     fn copy_file_range(
         &self,
-        _: &Request,
+        request: &Request,
         _: INodeNo,
         from: FileHandle,
         from_offset: u64,
@@ -567,8 +681,9 @@ impl Filesystem for Adapter {
         guard("copy_file_range", || {
             // The answer has 32 bits for the length; copying less is allowed.
             let length = length.min(u64::from(u32::MAX));
-            let result = self.union.copy_file_range((handle(from), from_offset), (handle(to), to_offset), length);
-            reply_written(result, reply);
+            let (from, to) = ((handle(from), from_offset), (handle(to), to_offset));
+            let ready = self.union.before_change(to.0, &caller(request, 0));
+            reply_written(ready.and_then(|()| self.union.copy_file_range(from, to, length)), reply);
         });
     }
 

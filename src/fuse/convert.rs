@@ -219,6 +219,7 @@ mod tests {
             gid: u32::MAX - 1,
             rdev: (8, 1),
             blksize: 4096,
+            settled: false,
         };
         let shown = file_attr(&attr);
         assert_eq!((shown.ino.0, shown.size, shown.blocks, shown.blksize), (7, 1 << 40, 3, 4096));

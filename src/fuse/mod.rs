@@ -4,6 +4,9 @@
 
 pub mod adapter;
 pub mod convert;
+pub mod opening;
+pub mod passthrough;
 pub mod session;
+pub mod worker;
 
 pub use adapter::{Adapter, Settings};

@@ -13,7 +13,8 @@ use crate::union::branch::At;
 use crate::union::branch::at::stat;
 use crate::union::branch::fds::DirFds;
 use crate::union::branch::list::list_fd;
-use crate::union::error::{Errno, Result};
+use crate::union::copyup::meta::copy_times;
+use crate::union::error::{Errno, Result, best_effort};
 use crate::union::handle::Handles;
 use crate::union::index::Index;
 use crate::union::ino::Numbers;
@@ -138,7 +139,9 @@ impl Union {
                 return;
             }
         }
+        let root = branch.root.itself().and_then(|root| Ok((root.stat()?, root)));
         upper.stage.close(branch.readable.as_fd(), self.workdir);
+        best_effort("put back the times of the upper", root.and_then(|(was, root)| copy_times(&was, &root)));
     }
 }
 
@@ -165,6 +168,8 @@ fn writable(
     let fail = |errno: Errno| format!("{label}: the branch cannot be used: {errno}");
     let held = held_formats(source.root.as_fd()).map_err(fail)?;
     let wanted = wanted_format(&label, &held, options.format)?;
+    let root = At::Dir(Arc::new(source.root.try_clone().map_err(|error| format!("{label}: {error}"))?));
+    let was = root.stat().map_err(fail)?;
     let stage = Stage::open(source.root.as_fd(), workdir)
         .map_err(|errno| format!("{label}: the upper's private area cannot be set up: {errno}"))?;
     let format = match able_format(&label, wanted, stage.can) {
@@ -177,6 +182,7 @@ fn writable(
     let user = options.userxattr.unwrap_or(!stage.can.trusted_xattr);
     let keys = Arc::new(Keys::new(user));
     record_format(source.root.as_fd(), format, stage.can).map_err(fail)?;
+    best_effort("put back the times of the upper", copy_times(&was, &root));
     let mut reader = Reader { overlay: None, oci: false, mirrors: Vec::new() };
     match format {
         Format::Overlay => reader.overlay = Some(keys.clone()),

@@ -29,7 +29,7 @@ pub struct OpenFile {
     /// What was opened.
     pub node: Arc<Node>,
     flags: OFlags,
-    real: RwLock<(u32, Arc<OwnedFd>)>,
+    real: RwLock<Option<(u32, Arc<OwnedFd>)>>,
 }
 
 /// An open directory.
@@ -52,13 +52,18 @@ impl OpenFile {
     pub fn open(node: Arc<Node>, flags: OFlags) -> Result<Self> {
         let flags = flags & KEPT;
         let real = open_real(&node, flags)?;
-        Ok(Self { node, flags, real: RwLock::new(real) })
+        Ok(Self { node, flags, real: RwLock::new(Some(real)) })
     }
 
     /// A handle for a file that was just created.
     pub fn created(node: Arc<Node>, flags: OFlags, fd: OwnedFd) -> Self {
         let epoch = node.epoch.load(Ordering::Acquire);
-        Self { node, flags: flags & KEPT, real: RwLock::new((epoch, Arc::new(fd))) }
+        Self { node, flags: flags & KEPT, real: RwLock::new(Some((epoch, Arc::new(fd)))) }
+    }
+
+    /// A handle that opens the real file when it is first used.
+    pub fn later(node: Arc<Node>, flags: OFlags) -> Self {
+        Self { node, flags: flags & KEPT, real: RwLock::new(None) }
     }
 
     /// The descriptor to use now.
@@ -69,13 +74,15 @@ impl OpenFile {
         let current = self.node.epoch.load(Ordering::Acquire);
         {
             let real = self.real.read();
-            if real.0 == current {
-                return Ok(real.1.clone());
+            if let Some((epoch, fd)) = &*real
+                && *epoch == current
+            {
+                return Ok(fd.clone());
             }
         }
         let fresh = open_real(&self.node, self.flags)?;
         let fd = fresh.1.clone();
-        *self.real.write() = fresh;
+        *self.real.write() = Some(fresh);
         Ok(fd)
     }
 }
@@ -83,7 +90,14 @@ impl OpenFile {
 fn open_real(node: &Node, flags: OFlags) -> Result<(u32, Arc<OwnedFd>)> {
     let body = node.body.read();
     let epoch = node.epoch.load(Ordering::Acquire);
-    let fd = body.at()?.open(flags | OFlags::NONBLOCK)?;
+    let at = body.at()?;
+    let fd = match at.open(flags | OFlags::NONBLOCK) {
+        // An append-only file (chattr +a) can be opened for writing in no other way, and written nowhere else.
+        Err(Errno::PERM) if flags & OFlags::ACCMODE != OFlags::RDONLY => {
+            at.open(flags | OFlags::NONBLOCK | OFlags::APPEND)?
+        }
+        other => other?,
+    };
     if crate::union::branch::At::stat_fd(&fd)?.identity() != body.identity {
         return Err(Errno::STALE);
     }

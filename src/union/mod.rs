@@ -11,7 +11,7 @@ pub mod marks;
 pub mod merge;
 pub mod name;
 pub mod node;
-mod ops;
+pub mod ops;
 pub mod options;
 pub mod resolve;
 pub mod stack;

@@ -12,7 +12,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 use rustix::fs::FileType;
@@ -81,6 +81,16 @@ pub struct Body {
     pub gone: u32,
 }
 
+/// What the data of a file are, by a glance at their beginning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Substance {
+    /// Text, which may be a log that somebody follows.
+    Text = 1,
+    /// Anything else.
+    Data = 2,
+}
+
 /// An object of the union that somebody knows.
 pub struct Node {
     /// What the kernel calls it.
@@ -93,6 +103,11 @@ pub struct Node {
     pub lookups: AtomicU64,
     /// Raised by one whenever the real object is another one; open files compare it with what they opened.
     pub epoch: AtomicU32,
+    /// The state of the data whose pages the kernel may still have (`ops::open`); 0: none that are good.
+    pub pages: AtomicU64,
+    /// Only old descriptors lead to it: a look-up of its former name finds another node.
+    pub left_behind: AtomicBool,
+    substance: AtomicU8,
     /// Held while it is copied up.
     pub lift: Mutex<()>,
     /// Held while its names are looked up or changed.
@@ -110,6 +125,9 @@ impl Node {
             kind: seen.kind,
             lookups: AtomicU64::new(1),
             epoch: AtomicU32::new(0),
+            pages: AtomicU64::new(0),
+            left_behind: AtomicBool::new(false),
+            substance: AtomicU8::new(0),
             lift: Mutex::new(()),
             children: RwLock::new(()),
             body: RwLock::new(Body {
@@ -135,6 +153,20 @@ impl Node {
         }
     }
 
+    /// What its data were found to be.
+    pub fn substance(&self) -> Option<Substance> {
+        match self.substance.load(Ordering::Relaxed) {
+            1 => Some(Substance::Text),
+            2 => Some(Substance::Data),
+            _ => None,
+        }
+    }
+
+    /// Remembers what its data are.
+    pub fn set_substance(&self, substance: Substance) {
+        self.substance.store(substance as u8, Ordering::Relaxed);
+    }
+
     /// Whether it is a directory.
     pub fn is_dir(&self) -> bool {
         self.kind.is_dir()
@@ -143,7 +175,8 @@ impl Node {
     /// Whether what was seen is this object.
     pub fn is(&self, seen: &Seen) -> bool {
         let body = self.body.read();
-        self.kind == seen.kind && (body.identity == seen.identity || body.before == Some(seen.identity))
+        let current = !self.left_behind.load(Ordering::Acquire);
+        current && self.kind == seen.kind && (body.identity == seen.identity || body.before == Some(seen.identity))
     }
 
     /// It was seen once more, under `link`.

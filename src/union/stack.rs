@@ -18,7 +18,7 @@ use crate::union::marks::Reader;
 use crate::union::marks::write::Writer;
 use crate::union::name::Name;
 use crate::union::stage::Stage;
-use crate::union::types::BranchId;
+use crate::union::types::{BranchId, Trust};
 
 /// The real directories that make up a directory of the union, top first.
 pub type Layers = SmallVec<[Arc<RealDir>; 2]>;
@@ -41,6 +41,10 @@ pub struct Branch {
     pub tag: u64,
     /// Whether its filesystem has file handles.
     pub handles: bool,
+    /// Its mount is read-only.
+    pub read_only: bool,
+    /// Who may change it behind the union's back.
+    pub trust: Trust,
 }
 
 impl Branch {
@@ -51,7 +55,9 @@ impl Branch {
     pub fn new(id: BranchId, label: String, root: OwnedFd, fds: Arc<DirFds>, reader: Reader) -> Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let readable = rustix::fs::openat(&root, c".", flags, Mode::empty())?;
-        let tag = rustix::fs::fstatvfs(&readable)?.f_fsid;
+        let filesystem = rustix::fs::fstatvfs(&readable)?;
+        let (tag, flags) = (filesystem.f_fsid, filesystem.f_flag);
+        let read_only = flags.contains(rustix::fs::StatVfsMountFlags::RDONLY);
         let uuid = sys::ioctl::filesystem_uuid(readable.as_fd());
         let xwhiteouts = match &reader.overlay {
             Some(keys) => At::Dir(Arc::new(root.try_clone().map_err(|_| Errno::MFILE)?)).xattr(&keys.opaque)?,
@@ -59,7 +65,20 @@ impl Branch {
         };
         let root = RealDir::root(id, root, fds, xwhiteouts.as_deref() == Some(b"x"))?;
         let handles = root.itself()?.handle().is_ok();
-        Ok(Self { id, label, root, readable, reader, uuid, tag, handles })
+        let trust = trust_in(rustix::fs::fstatfs(&readable)?.f_type as u32);
+        Ok(Self { id, label, root, readable, reader, uuid, tag, handles, read_only, trust })
+    }
+}
+
+/// What to think of a filesystem of this type, by statfs(2)'s magic numbers.
+fn trust_in(magic: u32) -> Trust {
+    match magic {
+        // squashfs, erofs, iso9660, cramfs, romfs
+        0x7371_7368 | 0xe0f5_e1e2 | 0x9660 | 0x28cd_3d45 | 0x7275 => Trust::Immutable,
+        // NFS, FUSE, SMB1, CIFS, SMB2, Ceph, 9p, AFS, Coda, Lustre
+        0x6969 | 0x6573_5546 | 0x517b | 0xff53_4d42 | 0xfe53_4d42 | 0x00c3_6400 | 0x0102_1997 | 0x5346_414f
+        | 0x7375_7245 | 0x0bd0_0bd0 => Trust::Remote,
+        _ => Trust::Local,
     }
 }
 

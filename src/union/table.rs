@@ -98,6 +98,11 @@ impl Table {
         id
     }
 
+    /// `node` has got a real object, `identity`, that does not tell its number: it is found by its identity from now on.
+    pub fn adopt(&self, identity: (u64, u64), node: NodeId) {
+        self.aliases.insert(identity, node);
+    }
+
     /// The node that shows the number `id`, if it is known.
     pub fn known(&self, id: NodeId) -> Option<Arc<Node>> {
         self.nodes.get(&id).map(|node| node.value().clone())
@@ -124,9 +129,7 @@ impl Table {
                 continue;
             }
             let Some((_, node)) = self.nodes.remove_if(&id, |_, node| unused(node)) else { continue };
-            if id.0 & ALIAS != 0 {
-                self.aliases.remove_if(&identity, |_, alias| *alias == id);
-            }
+            self.aliases.remove_if(&identity, |_, alias| *alias == id);
             nodes.extend(node.body.write().links.drain(..).map(|link| link.parent));
         }
     }

@@ -77,6 +77,28 @@ pub struct Attr {
     pub rdev: (u32, u32),
     /// Preferred size of an I/O request in bytes.
     pub blksize: u32,
+    /// The object is the upper's: only requests change it, so the kernel may trust what it knows of it.
+    pub settled: bool,
+}
+
+/// What the branches below the upper are, as far as it matters for how long the kernel may trust what it was told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Trust {
+    /// Some branch is on another machine, or in another process: it may change at any time.
+    Remote,
+    /// An administrator may change them.
+    Local,
+    /// Of filesystems that never change (squashfs, erofs, ...), or there are none.
+    Immutable,
+}
+
+/// An open file, and what the kernel may keep of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Opened {
+    /// The handle.
+    pub handle: HandleId,
+    /// The file is what it was when it was last opened: pages read then are still good.
+    pub unchanged: bool,
 }
 
 impl Attr {

@@ -11,13 +11,17 @@ use crate::union::fault::step;
 use crate::union::node::Node;
 use crate::union::types::{Attr, Caller, HandleId, NodeId, SetAttr};
 
+const SET_UID: u32 = 0o4000;
+const SET_GID: u32 = 0o2000;
+const GROUP_EXEC: u32 = 0o0010;
+
 impl Union {
     /// Changes what `set` names and returns all attributes. A size cuts before a copy is made: what is cut off is not
     /// copied.
     ///
     /// # Errors
     /// Those of chmod(2), chown(2), truncate(2), utimensat(2) and of copying up.
-    pub fn setattr(&self, node: NodeId, handle: Option<HandleId>, set: &SetAttr, _caller: &Caller) -> Result<Attr> {
+    pub fn setattr(&self, node: NodeId, handle: Option<HandleId>, set: &SetAttr, caller: &Caller) -> Result<Attr> {
         let id = node;
         let node = self.table.get(id)?;
         self.raise(&node, set.size.unwrap_or(u64::MAX))?;
@@ -25,7 +29,7 @@ impl Union {
             if node.is_dir() {
                 return Err(Errno::ISDIR);
             }
-            self.truncate(&node, size).during("truncate", id)?;
+            self.truncate(&node, size, caller).during("truncate", id)?;
         }
         node.with(|at| {
             if set.uid.is_some() || set.gid.is_some() {
@@ -44,11 +48,24 @@ impl Union {
         self.getattr(id, handle)
     }
 
-    /// Cuts or grows the upper's file.
-    pub(super) fn truncate(&self, node: &Arc<Node>, size: u64) -> Result<()> {
+    /// Cuts or grows the upper's file, and takes set-id bits away as truncate(2) does.
+    pub(super) fn truncate(&self, node: &Arc<Node>, size: u64, caller: &Caller) -> Result<()> {
+        self.drop_set_id(node, caller)?;
         let fd = node.with(|at| at.open(OFlags::WRONLY | OFlags::NONBLOCK))?;
         step("truncate")?;
         rustix::fs::ftruncate(&fd, size)
+    }
+
+    /// Takes the set-id bits away from a file that an ordinary user changes, as the kernel does for its own filesystems
+    /// (`setattr_should_drop_suidgid`). File capabilities go by themselves: the branch's filesystem sees the write.
+    pub(super) fn drop_set_id(&self, node: &Arc<Node>, caller: &Caller) -> Result<()> {
+        // Who is root may have CAP_FSETID, and nothing tells who else has.
+        if caller.uid == 0 {
+            return Ok(());
+        }
+        let mode = node.with(|at| at.stat())?.mode;
+        let lost = mode & SET_UID | if mode & GROUP_EXEC != 0 { mode & SET_GID } else { 0 };
+        if lost == 0 { Ok(()) } else { node.with(|at| at.chmod(mode & !lost)) }
     }
 
     /// FS_IOC_GETFLAGS.

@@ -1,16 +1,18 @@
 //! Open directories: the listing is taken when reading starts, and stays as it is until it starts over.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use parking_lot::Mutex;
 use rustix::fs::FileType;
 
 use crate::union::engine::Union;
-use crate::union::error::Result;
+use crate::union::error::{Errno, Result};
 use crate::union::handle::{Handle, OpenDir};
 use crate::union::merge::{Listing, merge};
+use crate::union::name::Name;
 use crate::union::node::Node;
-use crate::union::types::{DirEntry, HandleId, NodeId};
+use crate::union::types::{DirEntry, Entry, HandleId, NodeId, Opened};
 
 impl Union {
     /// Opens a directory for listing.
@@ -21,6 +23,67 @@ impl Union {
         let node = self.table.get(node)?;
         node.layers()?;
         Ok(self.handles.add(Handle::Dir(OpenDir { node, listing: Mutex::new(None) })))
+    }
+
+    /// As `opendir`, and whether the directory is what it was at the last such call: a listing kept from then is good.
+    ///
+    /// # Errors
+    /// As `opendir`; those of statx(2).
+    pub fn opendir_again(&self, node: NodeId) -> Result<Opened> {
+        let handle = self.opendir(node)?;
+        let node = self.table.get(node)?;
+        let mut stamp: u64 = 1;
+        for dir in node.layers()?.iter().filter(|dir| dir.is_real()) {
+            let stat = dir.itself()?.stat()?;
+            for part in [stat.ino, stat.mtime.sec.cast_unsigned(), stat.mtime.nsec.into()] {
+                stamp = (stamp ^ part).wrapping_mul(0x0100_0000_01b3);
+            }
+        }
+        let unchanged = node.pages.swap(stamp, Ordering::AcqRel) == stamp;
+        Ok(Opened { handle, unchanged })
+    }
+
+    /// As `readdir`, with what `lookup` would tell of each name but `.` and `..`, each counted as by `lookup` if it is
+    /// taken.
+    ///
+    /// # Errors
+    /// As `readdir`.
+    pub fn readdir_plus(
+        &self,
+        handle: HandleId,
+        offset: u64,
+        each: &mut dyn FnMut(DirEntry<'_>, Option<&Entry>) -> bool,
+    ) -> Result<()> {
+        let open = self.handles.get(handle)?;
+        let node = open.dir()?.node.clone();
+        let mut failed = None;
+        self.readdir(handle, offset, &mut |entry| {
+            if matches!(entry.name, b"." | b"..") {
+                return each(entry, None);
+            }
+            match self.look_entry(&node, entry.name) {
+                Ok(known) => {
+                    let taken = each(entry, Some(&known));
+                    if !taken {
+                        self.forget(known.node, 1);
+                    }
+                    taken
+                }
+                // Gone since the listing was taken.
+                Err(Errno::NOENT) => true,
+                Err(errno) => {
+                    failed = Some(errno);
+                    false
+                }
+            }
+        })?;
+        failed.map_or(Ok(()), Err)
+    }
+
+    fn look_entry(&self, parent: &Arc<Node>, name: &[u8]) -> Result<Entry> {
+        let name = Name::new(name)?;
+        let _shared = parent.children.read();
+        Ok(self.entry(self.look(parent, &name)?))
     }
 
     /// Lists from `offset` (0, or some entry's `next`) until `each` answers false ("no room").

@@ -8,7 +8,7 @@ use rustix::fs::{FallocateFlags, SeekFrom};
 
 use crate::union::engine::Union;
 use crate::union::error::{Errno, Result};
-use crate::union::types::HandleId;
+use crate::union::types::{Caller, HandleId};
 
 /// SEEK_DATA and SEEK_HOLE of lseek(2).
 const SEEK_DATA: c_int = 3;
@@ -77,6 +77,18 @@ impl Union {
         }
         let fd = self.file_fd(handle)?;
         if datasync { rustix::fs::fdatasync(&fd) } else { rustix::fs::fsync(&fd) }
+    }
+
+    /// A user without CAP_FSETID is about to change the file: it loses its set-id bits.
+    ///
+    /// # Errors
+    /// Those of chmod(2).
+    pub fn before_change(&self, handle: HandleId, caller: &Caller) -> Result<()> {
+        if caller.uid == 0 {
+            return Ok(());
+        }
+        let handle = self.handles.get(handle)?;
+        self.drop_set_id(&handle.file()?.node, caller)
     }
 
     /// As fallocate(2), in all its modes.

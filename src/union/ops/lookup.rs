@@ -5,7 +5,8 @@ use std::ffi::OsStr;
 use crate::union::engine::Union;
 use crate::union::error::{Errno, Result};
 use crate::union::ops::name_of;
-use crate::union::types::{Attr, Entry, HandleId, NodeId, StatFs};
+use crate::union::ops::open::stat_of;
+use crate::union::types::{Attr, Entry, HandleId, NodeId, StatFs, Trust};
 
 impl Union {
     /// Looks `name` up in `parent` and counts one reference for the caller, until `forget`.
@@ -22,6 +23,23 @@ impl Union {
         Ok(self.entry(self.look(&parent, &name)?))
     }
 
+    /// Whether only requests can make a name appear in `parent`: nothing but the upper is looked at there.
+    pub fn absence_is_settled(&self, parent: NodeId) -> bool {
+        let layers = self.table.get(parent).and_then(|parent| parent.layers());
+        layers.is_ok_and(|layers| matches!(layers.as_slice(), [only] if self.stack.is_upper(only.branch)))
+    }
+
+    /// What the branches below the upper are: the least trustworthy counts.
+    pub fn trust(&self) -> Trust {
+        let lowers = self.stack.branches.iter().filter(|branch| !self.stack.is_upper(branch.id));
+        lowers.map(|branch| branch.trust).min().unwrap_or(Trust::Immutable)
+    }
+
+    /// Whether closing a file of the upper can still report an error: on a filesystem of another machine.
+    pub fn close_reports_errors(&self) -> bool {
+        self.stack.upper.is_some() && self.stack.branches.first().is_some_and(|top| top.trust == Trust::Remote)
+    }
+
     /// Gives `count` references back.
     pub fn forget(&self, node: NodeId, count: u64) {
         self.table.forget(node, count);
@@ -33,14 +51,7 @@ impl Union {
     /// `ESTALE` if the branch has another object in its place; those of statx(2).
     pub fn getattr(&self, node: NodeId, _handle: Option<HandleId>) -> Result<Attr> {
         let node = self.table.get(node)?;
-        let stat = {
-            let body = node.body.read();
-            let stat = body.at()?.stat().map_err(|errno| if errno == Errno::NOENT { Errno::STALE } else { errno })?;
-            if stat.identity() != body.identity {
-                return Err(Errno::STALE);
-            }
-            stat
-        };
+        let stat = stat_of(&node.body.read())?;
         self.attr(&node, &stat)
     }
 

@@ -8,7 +8,7 @@ mod dir;
 mod io;
 mod lookup;
 mod make;
-mod open;
+pub mod open;
 mod raise;
 mod remove;
 mod rename;
@@ -102,7 +102,9 @@ impl Union {
         let Some(index) = &self.index else { return Ok(None) };
         let branch = self.stack.branch(dir.branch)?;
         let same_device = branch.root.identity().0 == stat.dev;
-        if stat.nlink < 2 || stat.is_dir() || self.stack.is_upper(dir.branch) || !same_device {
+        // `user.*` attributes, and so the index's records, are for regular files only.
+        let recordable = stat.kind().is_file() || !self.stack.upper()?.writer.keys.user;
+        if stat.nlink < 2 || !recordable || stat.is_dir() || self.stack.is_upper(dir.branch) || !same_device {
             return Ok(None);
         }
         Ok(Some((index, Index::name_for(branch.tag, stat.ino)?)))
@@ -123,6 +125,7 @@ impl Union {
             gid: stat.gid,
             rdev: stat.rdev,
             blksize: stat.blksize,
+            settled: self.stack.is_upper(node.body.read().branch),
         })
     }
 

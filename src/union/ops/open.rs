@@ -1,21 +1,53 @@
 //! Opening and closing files.
+//!
+//! Two ways for the data: through the daemon, by a descriptor opened now; or past it, by a descriptor that whoever
+//! calls gives to the kernel, and a handle that opens its own only if it is needed.
 
 use std::ffi::c_int;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use rustix::fs::OFlags;
 
+use crate::union::branch::{At, Stat};
 use crate::union::engine::Union;
 use crate::union::error::{Errno, Result};
 use crate::union::handle::{Handle, OpenFile};
-use crate::union::node::Node;
-use crate::union::types::{Caller, HandleId, NodeId};
+use crate::union::node::{Body, Node, Substance};
+use crate::union::types::{Caller, HandleId, NodeId, Opened};
+
+/// From this size in bytes on, a lower file may be passed to the kernel (design: "old descriptors").
+const PASSED_SIZE: u64 = 64 << 10;
+/// How much of a file is looked at to tell data from text, in bytes.
+const SAMPLE: usize = 4096;
+
+/// What an open finds before it is decided how the data travel.
+#[derive(Clone, Copy, Debug)]
+pub struct Facts {
+    /// Device and inode number of the real file.
+    pub identity: (u64, u64),
+    /// The real file is the upper's.
+    pub in_upper: bool,
+    /// Type and permissions.
+    pub mode: u32,
+}
 
 impl Union {
     /// As open(2) of an existing file; `flags` as there. One that may write is copied up first; with O_TRUNC no byte is.
     ///
     /// # Errors
     /// `EISDIR`, `EROFS`, `ENXIO` for what is no regular file; those of copying up and of openat(2).
-    pub fn open_file(&self, node: NodeId, flags: c_int, _caller: &Caller) -> Result<HandleId> {
+    pub fn open_file(&self, node: NodeId, flags: c_int, caller: &Caller) -> Result<HandleId> {
+        self.before_open(node, flags)?;
+        self.open_here(node, flags, caller).map(|opened| opened.handle)
+    }
+
+    /// Does what has to be done before a file is opened with `flags`: copies it up if it may be written.
+    ///
+    /// # Errors
+    /// As `open_file`; `ESTALE` for a file that another one has replaced for all but its old descriptors.
+    pub fn before_open(&self, node: NodeId, flags: c_int) -> Result<Facts> {
         let node = self.table.get(node)?;
         if node.is_dir() {
             return Err(Errno::ISDIR);
@@ -23,20 +55,96 @@ impl Union {
         if !node.kind.is_file() {
             return Err(Errno::NXIO);
         }
+        if node.left_behind.load(Ordering::Acquire) {
+            return Err(Errno::STALE);
+        }
         let flags = OFlags::from_bits_retain(flags.cast_unsigned());
-        let truncate = flags.contains(OFlags::TRUNC);
-        if truncate || flags & OFlags::ACCMODE != OFlags::RDONLY {
-            self.raise(&node, if truncate { 0 } else { u64::MAX })?;
+        if may_write(flags) {
+            self.raise(&node, if flags.contains(OFlags::TRUNC) { 0 } else { u64::MAX })?;
         }
-        self.check_data(&node)?;
-        let file = OpenFile::open(node.clone(), flags)?;
-        if truncate {
-            self.truncate(&node, 0)?;
-        }
-        Ok(self.handles.add(Handle::File(file)))
+        let body = node.body.read();
+        let stat = stat_of(&body)?;
+        let in_upper = self.stack.is_upper(body.branch);
+        Ok(Facts { identity: stat.identity(), in_upper, mode: stat.mode })
     }
 
-    /// `EIO` for a file whose data lie elsewhere (the kernel's `metacopy=on`): its own would read as zeros.
+    /// Opens a file whose data go through the daemon.
+    ///
+    /// # Errors
+    /// As `open_file`.
+    pub fn open_here(&self, node: NodeId, flags: c_int, caller: &Caller) -> Result<Opened> {
+        let node = self.table.get(node)?;
+        let flags = OFlags::from_bits_retain(flags.cast_unsigned());
+        self.check_data(&node)?;
+        let file = OpenFile::open(node.clone(), flags)?;
+        if flags.contains(OFlags::TRUNC) {
+            self.truncate(&node, 0, caller)?;
+        }
+        let stamp = stamp(&At::stat_fd(&*file.fd()?)?);
+        let unchanged = node.pages.swap(stamp, Ordering::AcqRel) == stamp;
+        Ok(Opened { handle: self.handles.add(Handle::File(file)), unchanged })
+    }
+
+    /// Opens a file whose data go past the daemon; returns a handle and, if `wanted`, an `O_PATH` descriptor of the real
+    /// file for the kernel.
+    ///
+    /// # Errors
+    /// As `open_file`; `ESTALE` if the real file is not `identity` any more.
+    pub fn open_passed(
+        &self,
+        node: NodeId,
+        flags: c_int,
+        caller: &Caller,
+        (identity, wanted): ((u64, u64), bool),
+    ) -> Result<(HandleId, Option<Arc<OwnedFd>>)> {
+        let node = self.table.get(node)?;
+        let flags = OFlags::from_bits_retain(flags.cast_unsigned());
+        let fd = if wanted {
+            let fd = node.with(|at| at.open(OFlags::PATH))?;
+            if At::stat_fd(&fd)?.identity() != identity {
+                return Err(Errno::STALE);
+            }
+            Some(Arc::new(fd))
+        } else {
+            None
+        };
+        if flags.contains(OFlags::TRUNC) {
+            self.truncate(&node, 0, caller)?;
+        }
+        // What the kernel has cached of the file until now will not be what is in it.
+        node.pages.store(0, Ordering::Release);
+        Ok((self.handles.add(Handle::File(OpenFile::later(node, flags))), fd))
+    }
+
+    /// Whether a lower file's data should go past the daemon, for one page cache shared by all unions.
+    ///
+    /// Its old descriptors will not see what is written after a copy-up, so it must be a file that nobody follows:
+    /// large, with one name, and a program or binary data. Text may be a log.
+    ///
+    /// # Errors
+    /// Those of reading the file.
+    pub fn worth_passing(&self, node: NodeId, executed: bool) -> Result<bool> {
+        let node = self.table.get(node)?;
+        let body = node.body.read();
+        let stat = stat_of(&body)?;
+        if stat.nlink != 1 || stat.size < PASSED_SIZE {
+            return Ok(false);
+        }
+        if executed || stat.mode & 0o111 != 0 {
+            return Ok(true);
+        }
+        if let Some(known) = node.substance() {
+            return Ok(known == Substance::Data);
+        }
+        let mut sample = [0; SAMPLE];
+        let fd = body.at()?.open(OFlags::RDONLY | OFlags::NONBLOCK)?;
+        let length = rustix::io::pread(&fd, &mut sample, 0)?;
+        let data = sample[..length].contains(&0);
+        node.set_substance(if data { Substance::Data } else { Substance::Text });
+        Ok(data)
+    }
+
+    /// Whether this file has metadata only, its data being another's (overlayfs with metacopy=on): reading it is refused.
     fn check_data(&self, node: &Node) -> Result<()> {
         let body = node.body.read();
         let Some(keys) = &self.stack.branch(body.branch)?.reader.overlay else { return Ok(()) };
@@ -47,10 +155,74 @@ impl Union {
         Err(Errno::IO)
     }
 
+    /// Leaves `node`, which has been copied up, to those who have its lower file open in the kernel's hands: no name
+    /// leads to it any more, and a look-up finds the copy under another node. Its attributes stay the copy's.
+    ///
+    /// # Errors
+    /// `ESTALE` if nobody knows it; those of openat(2).
+    pub fn leave_behind(&self, node: NodeId) -> Result<()> {
+        let node = self.table.get(node)?;
+        let links = {
+            let mut body = node.body.write();
+            let at = body.at()?;
+            let held = at.open(OFlags::RDONLY | OFlags::NONBLOCK).or_else(|_| at.open(OFlags::PATH))?;
+            node.left_behind.store(true, Ordering::Release);
+            body.held = Some(Arc::new(held));
+            std::mem::take(&mut body.links)
+        };
+        for link in links {
+            self.table.release(link.parent);
+        }
+        Ok(())
+    }
+
+    /// Whether the lower branches cannot be written even by a mistake: their mounts are read-only.
+    pub fn lowers_are_read_only(&self) -> bool {
+        self.stack.branches.iter().all(|branch| self.stack.is_upper(branch.id) || branch.read_only)
+    }
+
+    /// The real file that `handle` has open, and which one it is.
+    ///
+    /// # Errors
+    /// `EBADF`, `EISDIR`; those of statx(2).
+    pub fn real_file(&self, handle: HandleId) -> Result<(Arc<OwnedFd>, (u64, u64))> {
+        let fd = self.handles.get(handle)?.file()?.fd()?;
+        let identity = At::stat_fd(&fd)?.identity();
+        Ok((fd, identity))
+    }
+
+    /// Whether copying `node` up would take so long that others should not wait for it.
+    pub fn is_heavy(&self, node: NodeId) -> bool {
+        const HEAVY: u64 = 1 << 20;
+        let Ok(node) = self.table.get(node) else { return false };
+        let body = node.body.read();
+        node.kind.is_file() && !self.stack.is_upper(body.branch) && stat_of(&body).is_ok_and(|stat| stat.size >= HEAVY)
+    }
+
     /// Closes a file.
     pub fn release(&self, handle: HandleId) {
         if let Some(node) = self.handles.remove(handle) {
             self.table.release(node);
         }
     }
+}
+
+/// Whether an open with these flags may change the file.
+fn may_write(flags: OFlags) -> bool {
+    flags.contains(OFlags::TRUNC) || flags & OFlags::ACCMODE != OFlags::RDONLY
+}
+
+/// The attributes of the real object; `ESTALE` if another one is in its place.
+pub(super) fn stat_of(body: &Body) -> Result<Stat> {
+    let stat = body.at()?.stat().map_err(|errno| if errno == Errno::NOENT { Errno::STALE } else { errno })?;
+    if stat.identity() == body.identity { Ok(stat) } else { Err(Errno::STALE) }
+}
+
+/// One number for a state of a file's data; never 0.
+fn stamp(stat: &Stat) -> u64 {
+    let mut stamp: u64 = 0xcbf2_9ce4_8422_2325;
+    for part in [stat.ino, stat.size, stat.mtime.sec.cast_unsigned(), stat.mtime.nsec.into(), stat.ctime.nsec.into()] {
+        stamp = (stamp ^ part).wrapping_mul(0x0100_0000_01b3);
+    }
+    stamp.max(1)
 }

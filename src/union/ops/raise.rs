@@ -86,6 +86,15 @@ impl Union {
         dir.at(name)?.stat()
     }
 
+    /// Without an origin mark (`user.*` attributes are for files and directories only), memory has to tell that this is
+    /// the same object still.
+    fn adopt(&self, upper: &Upper, node: &Node, at: &At, identity: (u64, u64)) -> Result<()> {
+        if upper.writer.keys.user && at.xattr(&upper.writer.keys.origin)?.is_none() {
+            self.table.adopt(identity, node.id);
+        }
+        Ok(())
+    }
+
     /// `dir` holds, or is about to hold, an object that shows another inode number than its own.
     pub(super) fn mark_impure(&self, upper: &Upper, dir: &Arc<RealDir>) -> Result<()> {
         match dir.make_impure(&upper.writer.keys.impure) {
@@ -140,6 +149,7 @@ impl Union {
             entry = Some(index.at(&name));
         }
         let fresh = self.publish(upper, copy, &dir, &link.name)?;
+        self.adopt(upper, node, &dir.at(&link.name)?, fresh.identity())?;
         let mut body = node.body.write();
         body.remember(Link { branch: Stack::UPPER, ..link.clone() });
         body.index = entry;

@@ -1,0 +1,207 @@
+//! Answering opens: what is done with the data of a file, decided once for all that have it open together.
+//!
+//! The decision is `passthrough`'s and the engine's; here it is carried out and put into an answer.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use fuser::{BackingId, FileHandle, FopenFlags, Generation, ReplyCreate, ReplyOpen};
+
+use crate::fuse::convert::errno;
+use crate::fuse::passthrough::{Choice, Identity, Mode, Modes};
+use crate::union::Union;
+use crate::union::error::{Errno, Result};
+use crate::union::ops::open::Facts;
+use crate::union::types::{Attr, Caller, Entry, HandleId, NodeId};
+
+/// The kernel's mark on the open(2) flags of an execve; no flag of open(2).
+const FMODE_EXEC: i32 = 0x20;
+/// Set-user-id, or set-group-id with group execute: the daemon has to see writes to such a file.
+const SET_ID: u32 = 0o6000;
+
+/// Opens files for the adapter.
+pub struct Opening {
+    union: Arc<Union>,
+    /// Which nodes are open, and how.
+    pub modes: Modes,
+    direct_io: bool,
+    report_close: bool,
+}
+
+impl Opening {
+    /// `coherent`: old descriptors of lower files must see what is written later.
+    pub fn new(union: Arc<Union>, coherent: bool, direct_io: bool) -> Self {
+        let coherent = coherent || !union.lowers_are_read_only();
+        let report_close = union.close_reports_errors();
+        Self { union, modes: Modes::new(coherent), direct_io, report_close }
+    }
+
+    /// Opens `node` and answers.
+    pub fn open(&self, node: NodeId, flags: i32, caller: &Caller, reply: ReplyOpen) {
+        let executed = flags & FMODE_EXEC != 0;
+        let flags = flags & !FMODE_EXEC;
+        // Before the node's mode is locked: copying up may take long, and does not depend on it.
+        let facts = match self.union.before_open(node, flags) {
+            Ok(facts) => facts,
+            Err(error) => return reply.error(errno(error)),
+        };
+        let shared = self.modes.of(node);
+        {
+            let mut mode = shared.lock();
+            if let Err(error) = self.open_as(node, (flags, executed), caller, (&facts, &mut mode), &reply) {
+                drop(mode);
+                self.modes.tidy(node, shared);
+                return reply.error(errno(error));
+            }
+            self.answer(node, flags, caller, (&facts, &mut mode), reply);
+        }
+        self.modes.tidy(node, shared);
+    }
+
+    /// A file is about to be cut by its name: if it is passed to its lower file, the copy gets a node of its own first.
+    ///
+    /// # Errors
+    /// `ESTALE` then: the kernel looks the name up again.
+    pub fn before_truncate(&self, node: NodeId) -> Result<()> {
+        let shared = self.modes.of(node);
+        let passed = match &*shared.lock() {
+            Mode::Passed(_, _, identity) => Some(*identity),
+            Mode::Idle | Mode::Cached(_) => None,
+        };
+        self.modes.tidy(node, shared);
+        let Some(identity) = passed else { return Ok(()) };
+        if self.union.before_open(node, libc::O_RDWR)?.identity == identity {
+            return Ok(());
+        }
+        self.union.leave_behind(node)?;
+        Err(Errno::STALE)
+    }
+
+    /// Brings the node's mode to where this open can be counted: idle or cached, or passed to the right file.
+    fn open_as(
+        &self,
+        node: NodeId,
+        (flags, executed): (i32, bool),
+        caller: &Caller,
+        (facts, mode): (&Facts, &mut Mode),
+        reply: &ReplyOpen,
+    ) -> Result<()> {
+        match mode.choose(facts.identity, self.is_worthy(node, flags, executed, facts)?) {
+            Choice::Cached | Choice::Join => Ok(()),
+            Choice::Split => {
+                self.union.leave_behind(node)?;
+                Err(Errno::STALE)
+            }
+            Choice::Pass => {
+                // The flags that change the file come with the open that is counted.
+                let (handle, fd) = self.union.open_passed(node, 0, caller, (facts.identity, true))?;
+                self.union.release(handle);
+                if let Some(backing) = fd.and_then(|fd| self.register(&fd, |fd| reply.open_backing(fd))) {
+                    mode.pass(backing, facts.identity);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn answer(&self, node: NodeId, flags: i32, caller: &Caller, (facts, mode): (&Facts, &mut Mode), reply: ReplyOpen) {
+        if let Some(backing) = mode.join() {
+            match self.union.open_passed(node, flags, caller, (facts.identity, false)) {
+                Ok((handle, _)) => reply.opened_passthrough(FileHandle(handle.0), self.noflush(flags), backing),
+                Err(error) => {
+                    mode.leave();
+                    reply.error(errno(error));
+                }
+            }
+            return;
+        }
+        match self.union.open_here(node, flags, caller) {
+            Ok(opened) => {
+                mode.cache();
+                let keep = if opened.unchanged { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() };
+                reply.opened(FileHandle(opened.handle.0), self.noflush(flags) | keep | self.direct());
+            }
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    /// Answers the creation of a file, whose data are passed if the kernel takes it.
+    pub fn created(
+        &self,
+        (entry, handle): (Entry, HandleId),
+        ttl: std::time::Duration,
+        attr: &fuser::FileAttr,
+        reply: ReplyCreate,
+    ) {
+        let shared = self.modes.of(entry.node);
+        {
+            let mut mode = shared.lock();
+            let generation = Generation(0);
+            if matches!(*mode, Mode::Idle)
+                && let Some((fd, identity)) = self.created_file(handle, &entry.attr)
+                && let Some(backing) = self.register(&fd, |fd| reply.open_backing(fd))
+            {
+                mode.pass(backing, identity);
+            }
+            let flags = self.noflush(0);
+            match mode.join() {
+                Some(backing) => {
+                    reply.created_passthrough(&ttl, attr, generation, FileHandle(handle.0), flags, backing);
+                }
+                None => {
+                    mode.cache();
+                    reply.created(&ttl, attr, generation, FileHandle(handle.0), flags | self.direct());
+                }
+            }
+        }
+        self.modes.tidy(entry.node, shared);
+    }
+
+    fn created_file(&self, handle: HandleId, attr: &Attr) -> Option<(Arc<OwnedFd>, Identity)> {
+        if !self.modes.usable() || self.direct_io || attr.mode & SET_ID != 0 {
+            return None;
+        }
+        self.union.real_file(handle).ok()
+    }
+
+    fn is_worthy(&self, node: NodeId, flags: i32, executed: bool, facts: &Facts) -> Result<bool> {
+        if !self.modes.usable() || self.direct_io {
+            return Ok(false);
+        }
+        if facts.in_upper {
+            return Ok(facts.mode & SET_ID == 0);
+        }
+        // Whatever may write has been copied up; an access mode is looked at all the same.
+        let reads = flags & libc::O_ACCMODE == libc::O_RDONLY && flags & libc::O_TRUNC == 0;
+        Ok(reads && self.modes.lowers() && self.union.worth_passing(node, executed)?)
+    }
+
+    /// Hands a file to the kernel; `None` if it does not take it, which only costs speed.
+    fn register(
+        &self,
+        fd: &Arc<OwnedFd>,
+        open: impl FnOnce(&OwnedFd) -> std::io::Result<BackingId>,
+    ) -> Option<BackingId> {
+        match open(fd) {
+            Ok(backing) => Some(backing),
+            Err(error) => {
+                if error.raw_os_error() == Some(libc::EPERM) {
+                    log::info!("the kernel takes no files from this daemon ({error}); all data go through it");
+                    self.modes.refused();
+                } else {
+                    log::debug!("the kernel does not take a file: {error}");
+                }
+                None
+            }
+        }
+    }
+
+    fn noflush(&self, flags: i32) -> FopenFlags {
+        let reads = flags & libc::O_ACCMODE == libc::O_RDONLY;
+        if self.report_close && !reads { FopenFlags::empty() } else { FopenFlags::FOPEN_NOFLUSH }
+    }
+
+    fn direct(&self) -> FopenFlags {
+        if self.direct_io { FopenFlags::FOPEN_DIRECT_IO } else { FopenFlags::empty() }
+    }
+}

@@ -1,0 +1,172 @@
+//! Whose hands the data of an open file are in: the kernel's (passthrough) or the daemon's.
+//!
+//! The kernel's rule (fs/fuse/iomode.c): a node is idle, or has opens whose data it caches, or has opens that all pass
+//! to one and the same real file; anything else it answers with EIO. So a node's mode is chosen by its first open and
+//! kept until the last one is closed. The count here is never below the kernel's, which lets go before it says so.
+//!
+//! Invariants: a lower file is passed to the kernel for reading only, and only where its branch is read-only by its
+//! mount; whoever opens for writing a node that is passed to its lower file is sent to look the name up again (ESTALE)
+//! and finds another node there.
+//!
+//! Not here: what is worth passing (`ops::open`).
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use dashmap::DashMap;
+use fuser::BackingId;
+use parking_lot::Mutex;
+
+use crate::union::types::NodeId;
+
+/// Device and inode number of a real file.
+pub type Identity = (u64, u64);
+
+/// How a node's opens travel.
+#[derive(Debug, Default)]
+pub enum Mode {
+    /// It is not open.
+    #[default]
+    Idle,
+    /// That many opens go through the daemon.
+    Cached(u32),
+    /// That many opens pass to one real file.
+    Passed(u32, BackingId, Identity),
+}
+
+/// The modes of all nodes that are open.
+#[derive(Debug)]
+pub struct Modes {
+    nodes: DashMap<NodeId, Arc<Mutex<Mode>>>,
+    offered: AtomicBool,
+    coherent: bool,
+}
+
+/// What an open may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Choice {
+    /// Through the daemon.
+    Cached,
+    /// Past it, to the real file that is passed already.
+    Join,
+    /// Past it, if the kernel takes the file.
+    Pass,
+    /// Neither: others have another file open under this node.
+    Split,
+}
+
+impl Modes {
+    /// No node is open. `coherent`: lower files are never passed.
+    pub fn new(coherent: bool) -> Self {
+        Self { nodes: DashMap::new(), offered: AtomicBool::new(false), coherent }
+    }
+
+    /// The kernel offers passthrough.
+    pub fn offered(&self) {
+        self.offered.store(true, Ordering::Relaxed);
+    }
+
+    /// The kernel refused a file for good (no privilege): it will not be asked again.
+    pub fn refused(&self) {
+        self.offered.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether the kernel takes files at all.
+    pub fn usable(&self) -> bool {
+        self.offered.load(Ordering::Relaxed)
+    }
+
+    /// Whether lower files may be passed.
+    pub fn lowers(&self) -> bool {
+        self.usable() && !self.coherent
+    }
+
+    /// The mode of `node`, to be held locked over the whole open.
+    pub fn of(&self, node: NodeId) -> Arc<Mutex<Mode>> {
+        self.nodes.entry(node).or_default().clone()
+    }
+
+    /// One open of `node` is closed, or failed before it was counted.
+    pub fn closed(&self, node: NodeId) {
+        let Some(mode) = self.nodes.get(&node).map(|mode| mode.value().clone()) else { return };
+        mode.lock().leave();
+        self.tidy(node, mode);
+    }
+
+    /// Forgets the mode of a node that is idle.
+    pub fn tidy(&self, node: NodeId, mode: Arc<Mutex<Mode>>) {
+        drop(mode);
+        let idle = |mode: &Arc<Mutex<Mode>>| Arc::strong_count(mode) == 1 && matches!(*mode.lock(), Mode::Idle);
+        self.nodes.remove_if(&node, |_, mode| idle(mode));
+    }
+}
+
+impl Mode {
+    /// What an open of the real file `identity` may do; `worthy`: it should pass if nothing stands against it.
+    pub fn choose(&self, identity: Identity, worthy: bool) -> Choice {
+        match self {
+            Self::Passed(_, _, passed) if *passed == identity => Choice::Join,
+            Self::Passed(..) => Choice::Split,
+            Self::Idle if worthy => Choice::Pass,
+            Self::Idle | Self::Cached(_) => Choice::Cached,
+        }
+    }
+
+    /// One more open goes through the daemon.
+    pub fn cache(&mut self) {
+        *self = Self::Cached(if let Self::Cached(opens) = self { *opens + 1 } else { 1 });
+    }
+
+    /// From now on opens pass to this file; `join` counts each.
+    pub fn pass(&mut self, backing: BackingId, identity: Identity) {
+        *self = Self::Passed(0, backing, identity);
+    }
+
+    /// One more open passes to the same file.
+    pub fn join(&mut self) -> Option<&BackingId> {
+        match self {
+            Self::Passed(opens, backing, _) => {
+                *opens += 1;
+                Some(backing)
+            }
+            Self::Idle | Self::Cached(_) => None,
+        }
+    }
+
+    /// One open less.
+    pub fn leave(&mut self) {
+        let left = match self {
+            Self::Idle => return,
+            Self::Cached(opens) | Self::Passed(opens, ..) => {
+                *opens = opens.saturating_sub(1);
+                *opens
+            }
+        };
+        if left == 0 {
+            *self = Self::Idle;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cached_node_stays_cached_until_it_is_idle() {
+        let modes = Modes::new(false);
+        let node = NodeId(7);
+        let mode = modes.of(node);
+        assert_eq!(mode.lock().choose((1, 2), true), Choice::Pass);
+        mode.lock().cache();
+        mode.lock().cache();
+        assert_eq!(mode.lock().choose((1, 2), true), Choice::Cached);
+        modes.closed(node);
+        assert_eq!(mode.lock().choose((1, 2), true), Choice::Cached);
+        modes.closed(node);
+        assert_eq!(mode.lock().choose((1, 2), true), Choice::Pass);
+        assert_eq!(mode.lock().choose((1, 2), false), Choice::Cached);
+        modes.tidy(node, mode);
+        assert!(modes.nodes.is_empty());
+    }
+}
