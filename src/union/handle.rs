@@ -40,9 +40,10 @@ pub struct OpenDir {
     pub listing: Mutex<Option<Arc<Listing>>>,
 }
 
-/// The flags of open(2) that mean something for the real file. Not O_APPEND: the kernel sends offsets, and a program
-/// may take the flag away later. Not O_DIRECT: the daemon's buffers are not aligned. Not O_TRUNC: done once.
-const KEPT: OFlags = OFlags::ACCMODE.union(OFlags::SYNC).union(OFlags::DSYNC).union(OFlags::NOATIME);
+/// The flags of open(2) that mean something for the real file. O_APPEND only where nothing else is allowed (`open_real`):
+/// the kernel sends offsets, and a program may take the flag away later. Not O_DIRECT: the daemon's buffers are not aligned. Not O_TRUNC: done once.
+const KEPT: OFlags =
+    OFlags::ACCMODE.union(OFlags::SYNC).union(OFlags::DSYNC).union(OFlags::NOATIME).union(OFlags::APPEND);
 
 impl OpenFile {
     /// Opens the node's real object with what of `flags` matters.
@@ -91,11 +92,9 @@ fn open_real(node: &Node, flags: OFlags) -> Result<(u32, Arc<OwnedFd>)> {
     let body = node.body.read();
     let epoch = node.epoch.load(Ordering::Acquire);
     let at = body.at()?;
-    let fd = match at.open(flags | OFlags::NONBLOCK) {
+    let fd = match at.open(flags.difference(OFlags::APPEND) | OFlags::NONBLOCK) {
         // An append-only file (chattr +a) can be opened for writing in no other way, and written nowhere else.
-        Err(Errno::PERM) if flags & OFlags::ACCMODE != OFlags::RDONLY => {
-            at.open(flags | OFlags::NONBLOCK | OFlags::APPEND)?
-        }
+        Err(Errno::PERM) if flags.contains(OFlags::APPEND) => at.open(flags | OFlags::NONBLOCK)?,
         other => other?,
     };
     if crate::union::branch::At::stat_fd(&fd)?.identity() != body.identity {
