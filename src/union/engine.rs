@@ -264,14 +264,15 @@ fn held_formats(branch: &Branch, stage: &Stage) -> Result<Vec<Format>> {
         Ok(())
     })?;
     let root = branch.root.itself()?;
+    // Copy-up leaves these marks whatever the format of the whiteouts: they tell only where nothing else does.
     for keys in [Keys::new(false), Keys::new(true)] {
-        if root.xattr(&keys.impure)?.is_some() {
-            add(Format::Overlay);
+        if held.is_empty() && root.xattr(&keys.impure)?.is_some() {
+            held.push(Format::Overlay);
         }
     }
     for name in names {
-        if branch.root.find(&name)?.is_some_and(|stat| is_device(&stat)) {
-            add(Format::Overlay);
+        if branch.root.find(&name)?.is_some_and(|stat| is_device(&stat)) && !held.contains(&Format::Overlay) {
+            held.push(Format::Overlay);
         }
     }
     Ok(held)
