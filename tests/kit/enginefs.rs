@@ -471,7 +471,7 @@ impl Fs for EngineFs {
         if target.as_ref().is_some_and(|target| target.node == source.node) {
             return Ok(());
         }
-        self.union().rename(old_parent.node, old_name, new_parent.node, new_name, flags)?;
+        self.union().rename((old_parent.node, old_name), (new_parent.node, new_name), flags)?;
         self.moved(old, new, flags & EXCHANGE != 0);
         Ok(())
     }
