@@ -420,7 +420,8 @@ fn two_writers_of_one_lower_file_write_the_same_file() {
 fn unlinked_open_files_work_in_every_way() {
     let trees = [empty().file("d/upper", "content"), lower().file("d/lower", "content").file("d/shared", "content")];
     for flags in [OFlags::RDWR, OFlags::RDONLY] {
-        tell(Judges::All, &trees, |fs| {
+        // Overlayfs answers EEXIST to an fchmod of a deleted lower file, and goes on showing its link count.
+        tell(Judges::Plain, &trees, |fs| {
             for name in [&b"d/upper"[..], b"d/lower", b"d/shared"] {
                 let fd = fs.open(name, flags, 0).unwrap();
                 let ino = fs.fstat(fd).unwrap().ino;
@@ -637,17 +638,24 @@ fn what_needs_no_data_copies_none() {
             let file = std::fs::symlink_metadata(stack.path(0).join(name)).unwrap();
             assert_eq!((file.len(), file.blocks()), (0, 0), "{name}");
         }
-        // Metadata alone where the format can say so.
-        if stack.format == Format::Overlay {
-            costs("chmod", &|| fs.chmod(b"chmod", 0o600).unwrap());
-            assert_eq!(fs.read(b"chmod").unwrap(), big);
-            fs.remount();
-            assert_eq!(fs.read(b"chmod").unwrap(), big);
-            fs.append(b"chmod", b"!").unwrap();
-            fs.remount();
-            assert_eq!(fs.read(b"chmod").unwrap().len(), big.len() + 1);
-            assert_eq!(fs.stat(b"chmod").unwrap().perm(), 0o600);
-        }
+    });
+}
+
+/// Metadata alone is copied up where the format can say so (overlay: `metacopy`).
+#[test]
+fn a_change_of_metadata_copies_no_data() {
+    let big = vec![b'b'; 8 << 20];
+    let stack = Stack::new(Format::Overlay, &[empty(), lower().file("big", &big)]);
+    let fs = stack.engine(Dcache::Keep);
+    let before = io_of_this_thread();
+    fs.chmod(b"big", 0o600).unwrap();
+    let bytes = io_of_this_thread() - before;
+    assert!(bytes < 1 << 20, "chmod moved {bytes} bytes");
+    lasting(&fs, |when| assert!(fs.read(b"big").unwrap() == big, "{when}"));
+    fs.append(b"big", b"!").unwrap();
+    lasting(&fs, |when| {
+        assert_eq!(fs.read(b"big").unwrap().len(), big.len() + 1, "{when}");
+        assert_eq!(fs.stat(b"big").unwrap().perm(), 0o600, "{when}");
     });
 }
 
@@ -655,12 +663,12 @@ fn what_needs_no_data_copies_none() {
 fn sparse_files_stay_sparse() {
     let trees = [empty(), lower().file("sparse", "").file("end", "").file("hole", "")];
     let plant = |root: &DirFs| {
-        for offset in [0u64, 20 << 20, 63 << 20] {
+        for offset in [0u64, 3 << 20, 7 << 20] {
             root.write_at(b"sparse", OFlags::WRONLY, offset, &[b's'; 4096]).unwrap();
         }
-        root.truncate(b"sparse", 64 << 20).unwrap();
-        root.write_at(b"end", OFlags::WRONLY, 40 << 20, b"end").unwrap();
-        root.truncate(b"hole", 30 << 20).unwrap();
+        root.truncate(b"sparse", 8 << 20).unwrap();
+        root.write_at(b"end", OFlags::WRONLY, 4 << 20, b"end").unwrap();
+        root.truncate(b"hole", 3 << 20).unwrap();
     };
     for (word, format) in Format::ALL {
         let mut stack = Stack::new(format, &trees);
@@ -668,7 +676,7 @@ fn sparse_files_stay_sparse() {
         stack.guard();
         let fs = stack.engine(Dcache::Keep);
         let fd = fs.open(b"sparse", OFlags::RDONLY, 0).unwrap();
-        assert_eq!(fs.lseek(fd, 4096, 3), Ok(20 << 20), "{word}: SEEK_DATA of the lower file");
+        assert_eq!(fs.lseek(fd, 4096, 3), Ok(3 << 20), "{word}: SEEK_DATA of the lower file");
         assert_eq!(fs.lseek(fd, 0, 4), Ok(4096), "{word}: SEEK_HOLE of the lower file");
         for name in [&b"sparse"[..], b"end", b"hole"] {
             let before = fs.read(name).unwrap();
@@ -677,8 +685,8 @@ fn sparse_files_stay_sparse() {
             let after = fs.read(name).unwrap();
             assert!(before.len() == after.len() && before[1..] == after[1..] && after[0] == b'!', "{word}");
         }
-        assert_eq!(fs.lseek(fd, 4096, 3), Ok(20 << 20), "{word}: SEEK_DATA after copy-up");
-        assert_eq!(fs.lseek(fd, 64 << 20, 3), Err(Errno::NXIO), "{word}: SEEK_DATA at the end");
+        assert_eq!(fs.lseek(fd, 4096, 3), Ok(3 << 20), "{word}: SEEK_DATA after copy-up");
+        assert_eq!(fs.lseek(fd, 8 << 20, 3), Err(Errno::NXIO), "{word}: SEEK_DATA at the end");
         fs.close(fd).unwrap();
     }
 }
@@ -1079,17 +1087,6 @@ fn the_format_of_an_upper_is_found_out() {
 }
 
 #[test]
-fn an_upper_serves_one_union_at_a_time() {
-    let stack = Stack::new(Format::Overlay, &[empty(), lower()]);
-    let first = stack.engine(Dcache::Keep);
-    let second = EngineFs::try_new(stack.branch_paths(), stack.options.clone(), Dcache::Keep);
-    let text = second.err().expect("a second union on the same upper");
-    assert!(text.contains("branch0"), "{text:?} does not quote the branch");
-    first.unmount(true);
-    stack.engine(Dcache::Keep).create(b"x", 0o644).unwrap();
-}
-
-#[test]
 fn statfs_is_the_uppers() {
     tell_of_engine(&[empty(), lower()], |fs, stack| {
         assert_eq!(fs.statfs().unwrap(), stack.branch(0).statfs().unwrap());
@@ -1149,17 +1146,12 @@ fn a_long_listing_stays_whole_while_names_are_deleted() {
     });
 }
 
-/// Content that differs at every place and in every file.
+/// Content that differs from block to block and from file to file.
 fn pattern(seed: u64, len: usize) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let mut bytes = Vec::with_capacity(len + 8);
-    while bytes.len() < len {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bytes.extend_from_slice(&state.to_le_bytes());
+    let mut bytes = vec![u8::try_from(seed).unwrap(); len];
+    for (number, block) in bytes.chunks_exact_mut(512).enumerate() {
+        block[..8].copy_from_slice(&(seed << 32 | number as u64).to_le_bytes());
     }
-    bytes.truncate(len);
     bytes
 }
 
@@ -1208,7 +1200,10 @@ fn many_threads_in_the_same_directories() {
     for number in 0..8 {
         tree = tree.file(format!("a/f{number}"), format!("{number}")).file(format!("b/g{number}"), "");
     }
-    tell_of_engine(&[empty(), tree], |fs, stack| {
+    for (word, format) in Format::ALL {
+        let stack = Stack::new(format, &[empty(), tree.clone()]);
+        // Nothing is kept: the kernel's locks around names are not here to keep such a cache right.
+        let fs = &stack.engine(Dcache::Nothing);
         std::thread::scope(|scope| {
             for number in 0..8u32 {
                 scope.spawn(move || {
@@ -1232,9 +1227,9 @@ fn many_threads_in_the_same_directories() {
             Snapshot::of(fs);
             for number in 0..8 {
                 let content = fs.read(format!("a/f{number}").as_bytes()).unwrap();
-                assert_eq!(content, format!("{number}{}", "+".repeat(30)).into_bytes(), "{when}");
+                assert_eq!(content, format!("{number}{}", "+".repeat(30)).into_bytes(), "{word} {when}");
             }
         });
         assert_eq!(stack.staged(), [""; 0]);
-    });
+    }
 }

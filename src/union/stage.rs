@@ -51,7 +51,10 @@ impl Stage {
     pub fn open(upper: BorrowedFd<'_>, workdir: Option<BorrowedFd<'_>>) -> Result<Self> {
         let (private, name) = match workdir {
             Some(workdir) => (rustix::io::fcntl_dupfd_cloexec(workdir, 0)?, "work"),
-            None => (make_dir(upper, &Name::new(PRIVATE)?)?, "stage"),
+            None => {
+                let name = Name::new(PRIVATE)?;
+                (change::keeping_times(upper, || make_dir(upper, &name))?, "stage")
+            }
         };
         let dir = make_dir(private.as_fd(), &Name::new(name)?)?;
         sweep(dir.as_fd())?;
@@ -136,7 +139,7 @@ impl Stage {
             other => other,
         };
         best_effort("remove the stage", remove(self.private(), "stage"));
-        best_effort("remove the private area", remove(upper, PRIVATE));
+        best_effort("remove the private area", change::keeping_times(upper, || remove(upper, PRIVATE)));
     }
 }
 

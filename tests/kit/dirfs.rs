@@ -23,6 +23,8 @@ pub struct DirFs {
     files: Mutex<HashMap<usize, std::sync::Arc<OwnedFd>>>,
     next: AtomicUsize,
     remount: Option<Remount>,
+    /// Reading leaves no trace (O_NOATIME).
+    traceless: bool,
 }
 
 impl DirFs {
@@ -34,6 +36,7 @@ impl DirFs {
             files: Mutex::default(),
             next: AtomicUsize::new(1),
             remount: None,
+            traceless: false,
         };
         this.reopen();
         this
@@ -42,6 +45,12 @@ impl DirFs {
     /// `remount` unmounts and mounts again what lies at the root.
     pub fn with_remount(mut self, remount: Remount) -> Self {
         self.remount = Some(remount);
+        self
+    }
+
+    /// For branches, whose times are compared.
+    pub fn traceless(mut self) -> Self {
+        self.traceless = true;
         self
     }
 
@@ -146,6 +155,7 @@ impl Fs for DirFs {
 
     fn open(&self, path: &[u8], flags: OFlags, mode: u32) -> R<Fd> {
         let (dir, name) = self.parent(path)?;
+        let flags = if self.traceless && flags == OFlags::RDONLY { flags | OFlags::NOATIME } else { flags };
         let fd =
             fs::openat(&dir, name, flags | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::from_raw_mode(mode & 0o7777))?;
         let number = self.next.fetch_add(1, Ordering::Relaxed);

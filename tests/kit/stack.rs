@@ -102,7 +102,7 @@ impl Stack {
 
     /// One branch as it is on disk; 0 is on top.
     pub fn branch(&self, place: usize) -> DirFs {
-        DirFs::new(&format!("branch {place}"), &self.path(place))
+        DirFs::new(&format!("branch {place}"), &self.path(place)).traceless()
     }
 
     pub fn branch_paths(&self) -> Vec<BranchPath> {

@@ -6,11 +6,13 @@
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, Timespec, Timestamps};
 
-use crate::union::error::{Errno, Result};
+use crate::union::branch::at::stat;
+use crate::union::error::{Errno, Result, best_effort};
 use crate::union::fault::step;
 use crate::union::name::Name;
+use crate::union::types::Time;
 
 /// Creates and opens a regular file; fails with `EEXIST` if the name is taken. As open(2) with O_CREAT|O_EXCL.
 pub fn create(dir: impl AsFd, name: &Name, mode: u32, flags: OFlags) -> Result<OwnedFd> {
@@ -30,6 +32,24 @@ pub fn unnamed(dir: impl AsFd, mode: u32) -> Result<OwnedFd> {
 pub fn link_unnamed(fd: BorrowedFd<'_>, dir: impl AsFd, name: &Name) -> Result<()> {
     step("link unnamed")?;
     crate::sys::procfd::link(fd, dir.as_fd(), name.as_c_str())
+}
+
+/// Does `act`, and puts the times of `dir` back if it moved them: what a branch keeps for itself is no change that a
+/// program should see.
+///
+/// # Errors
+/// Those of statx(2) and of `act`.
+pub fn keeping_times<T>(dir: BorrowedFd<'_>, act: impl FnOnce() -> Result<T>) -> Result<T> {
+    let look = || stat(dir, c".", AtFlags::empty());
+    let was = look()?;
+    let done = act();
+    if look().is_ok_and(|is| is.mtime != was.mtime) {
+        let spec = |time: Time| Timespec { tv_sec: time.sec, tv_nsec: time.nsec.into() };
+        let times = Timestamps { last_access: spec(was.atime), last_modification: spec(was.mtime) };
+        let put_back = || rustix::fs::utimensat(dir, c".", &times, AtFlags::empty());
+        best_effort("put back the times of a directory", step("utimens").and_then(|()| put_back()));
+    }
+    done
 }
 
 /// As mkdir(2).

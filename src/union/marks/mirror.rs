@@ -76,7 +76,8 @@ impl Mirror {
         if let Some(fd) = &*root {
             return Ok(fd.clone());
         }
-        let fd = Arc::new(make_dir(branch.fd()?, &self.root_name)?);
+        let above = branch.fd()?;
+        let fd = Arc::new(change::keeping_times(above.as_fd(), || make_dir(&above, &self.root_name))?);
         Ok(root.insert(fd).clone())
     }
 
