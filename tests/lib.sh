@@ -93,7 +93,7 @@ run_inside() {
 	trap 'leave; exit 130' INT TERM HUP
 	trap leave EXIT
 	chmod 755 "$SCRATCH"
-	mkdir "$SCRATCH/.test" && chmod 1777 "$SCRATCH/.test"
+	mkdir "$SCRATCH/.test" && chmod 777 "$SCRATCH/.test"
 	install -m 755 "$program" "$SCRATCH/.test/cowfs"
 	install -m 644 "$TEST_DIR/lib.py" "$SCRATCH/.test/lib.py"
 	awk '{ print $3 }' /proc/self/mountinfo | sort -u >"$SCRATCH/inherited"
@@ -133,7 +133,7 @@ ext2/ext3 | xfs | btrfs) ;;
 	;;
 esac
 exec 9>>"$T/.test/results"
-chmod 1777 "$T/.test"
+chmod 777 "$T/.test"
 cd "$T" || exit 1
 TEST_USER=cowfstest TEST_UID=47113
 umask 022
@@ -163,7 +163,7 @@ fail() { echo "FAIL - $*"; echo "FAIL - $(echo "$*" | head -n 1)" >&9; }
 
 # check NAME COMMAND...: the command succeeds. (Its output goes to a file: a daemon that kept a pipe open would hang us.)
 check() {
-	local name=$1 output status file=$T/.test/output.$BASHPID
+	local name=$1 output status file=$T/.test/output.$BASHPID.$RANDOM
 	shift
 	"$@" >"$file" 2>&1
 	status=$?
@@ -174,7 +174,7 @@ check() {
 
 # refuse NAME TEXT COMMAND...: the command fails, and says TEXT (a grep -E pattern, any case).
 refuse() {
-	local name=$1 text=$2 output status file=$T/.test/output.$BASHPID
+	local name=$1 text=$2 output status file=$T/.test/output.$BASHPID.$RANDOM
 	shift 2
 	"$@" >"$file" 2>&1
 	status=$?

@@ -96,7 +96,7 @@ equal "the first listed is on top" "$(cat ufs/both ufs/two | tr '\n' ' ')" "top 
 refuse "it cannot be written" 'Read-only file system' touch ufs/new
 check "read-only union unmounts" unmount "$T/ufs"
 mkdir u2
-check "escapes and lower-case words" union 'l1=ro:u2=rw:odd\:na\,me\=x:l2=RO' "$T/ufs" -o allow_other
+check "escapes and lower-case words" union -o allow_other 'l1=ro:u2=rw:odd\:na\,me\=x:l2=RO' "$T/ufs"
 equal "all branches are there" "$(cat ufs/both ufs/odd ufs/two | tr '\n' ' ')" "top odd two "
 check "and the RW branch takes writes" sh -c 'echo x >ufs/x && test -e u2/x'
 check "unmounts" unmount "$T/ufs"

@@ -28,8 +28,8 @@ bad() {
 	[ "$lines" = 1 ] || trouble+=" $lines lines on stderr;"
 	[ -s "$T/stdout" ] && trouble+=" something on stdout;"
 	grep -qE -- "$text" "$T/stderr" || trouble+=" no \`$text' in the message;"
-	cmp -s /proc/self/mountinfo "$T/mounts.before" || trouble+=" the mount table changed;"
-	tree "$T/area" exact >"$T/after"
+	[ "$(cat /proc/self/mountinfo)" = "$(cat "$T/mounts.before")" ] || trouble+=" the mount table changed;"
+	tree "$T/area" exact >"$T/after" 2>&1
 	diff -a "$T/before" "$T/after" >"$T/difference" || trouble+=" files changed: $(cat "$T/difference");"
 	no_daemon_left || trouble+=" a process is left;"
 	if [ -z "$trouble" ]; then

@@ -12,7 +12,7 @@ walks() {
 
 # The whole machine as a lower: /=RO:/var/tmp/up=RW /mnt.
 mkdir up mnt
-check "/ as a lower" union "/=RO:$T/up=RW" "$T/mnt" -o allow_other,suid,dev
+check "/ as a lower" union -o allow_other,suid,dev "/=RO:$T/up=RW" "$T/mnt"
 equal "it shows the machine" "$(timeout 10 cat mnt/etc/passwd | sha256sum)" "$(sha256sum </etc/passwd)"
 equal "the mountpoint inside it is empty" "$(timeout 10 ls -A "mnt$T/mnt")" ""
 equal "the upper inside it is empty" "$(timeout 10 ls -A "mnt$T/up")" ""
@@ -112,5 +112,5 @@ refuse "a user's mountpoint inside a lower" "$T/theirs/mnt.*(inside|below)" \
 	timeout 20 "$T/.test/as_user" "$COWFS" "$T/theirs=RO" "$T/theirs/mnt"
 refuse "a user's upper inside a lower" "$T/theirs/up.*(inside|below)" \
 	timeout 20 "$T/.test/as_user" "$COWFS" "$T/theirs=RO:$T/theirs/up=RW" "$T/mnt"
-equal "nothing was mounted" "$(grep -c cowfs /proc/self/mountinfo)" "$(grep -c " $T/.test\| /dev/fuse \| /etc/" /proc/self/mountinfo)"
+refuse "nothing was mounted" '' eval 'is_mounted "$T/theirs/mnt" || is_mounted "$T/mnt"'
 finish
