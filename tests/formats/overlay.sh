@@ -12,6 +12,33 @@ peer_writes kernel overlay change change-renames
 peer_writes kernel-redirect overlay change change-renames
 peer_writes kernel-index overlay change
 
+# Metadata-only copies hold no data: what cowfs cannot show right it refuses; zeros it shows never, nor makes them real.
+for round in upper layer; do
+	fresh metacopy
+	tree_py lower lower
+	cp -a lower/. plain
+	peer_mount kernel-metacopy && tree_py change mnt && unmount mnt
+	(cd plain && tree_py change .)
+	check "the kernel left metadata-only copies" [ -n "$(getfattr -R -n trusted.overlay.metacopy upper 2>/dev/null)" ]
+	branches=upper=RW:lower=RO
+	[ $round = upper ] || { mkdir new && branches=new=RW:upper=RO:lower=RO; }
+	check "cowfs mounts metadata-only copies ($round)" union -o cow,allow_other,dev,suid $branches mnt || continue
+	check "their files are right, or refused ($round)" right_or_eio plain
+	for change in "chmod 600 mnt/chmod" "mv mnt/renamed mnt/moved" "chown 5 mnt/chown" "dd if=/dev/null of=mnt/onto-gone-file conv=notrunc" \
+		"mv mnt/moved mnt/renamed"; do
+		timeout 10 $change 2>/dev/null
+	done
+	check "nor do changes make zeros of them ($round)" right_or_eio plain
+	unmount mnt
+	no_daemon_left
+	check "cowfs mounts them again ($round)" union -o cow,allow_other,dev,suid $branches mnt || continue
+	check "nor does a remount ($round)" right_or_eio plain
+	check "a new content is a content, or refused ($round)" bash -c '! echo new >mnt/chmod || grep -qx new mnt/chmod'
+	check "they can be deleted ($round)" rm mnt/chmod mnt/chown mnt/onto-gone-file mnt/renamed
+	unmount mnt
+	no_daemon_left
+done
+
 # Without redirects plain overlayfs reads cowfs's upper; with them (cowfs's default) its redirect_dir and metacopy do.
 cowfs_writes kernel overlay redirect=off change change-renames
 cowfs_writes kernel-redirect overlay "" change change-renames

@@ -18,6 +18,8 @@ peer_mount() {
 	kernel)
 		mount -t overlay none -o lowerdir=lower,upperdir=upper,workdir=work,redirect_dir=off,metacopy=off,index=off mnt ;;
 	kernel-redirect)
+		mount -t overlay none -o lowerdir=lower,upperdir=upper,workdir=work,redirect_dir=on,metacopy=off,index=off mnt ;;
+	kernel-metacopy)
 		mount -t overlay none -o lowerdir=lower,upperdir=upper,workdir=work,redirect_dir=on,metacopy=on,index=off mnt ;;
 	kernel-index)
 		mount -t overlay none -o lowerdir=lower,upperdir=upper,workdir=work,redirect_dir=on,metacopy=off,index=on mnt ;;
@@ -175,6 +177,30 @@ against_plain() {
 	done
 }
 
+# right_or_eio PLAIN: each file of ./mnt has the size that PLAIN's has, and its content, or cannot be opened (EIO).
+right_or_eio() {
+	timeout 60 /usr/bin/python3 - "$1" <<'PY'
+import errno, os, sys
+wrong, refused = [], 0
+for base, _, files in os.walk(sys.argv[1]):
+    for path in (os.path.join(base, f) for f in files):
+        other = os.path.join("mnt", os.path.relpath(path, sys.argv[1]))
+        if os.path.islink(path) or not os.path.isfile(path):
+            continue
+        if os.stat(path).st_size != os.stat(other).st_size:
+            wrong.append(f"size of {other}")
+        try:
+            if open(path, "rb").read() != open(other, "rb").read():
+                wrong.append(f"content of {other}")
+        except OSError as error:
+            refused += 1
+            if error.errno != errno.EIO:
+                wrong.append(f"{other}: {error}")
+print("\n".join(wrong), f"{refused} files refused")
+sys.exit(bool(wrong))
+PY
+}
+
 # random_part SEED N: operations on ./mnt and ./plain; on a difference the last of them are shown.
 random_part() {
 	tree_py random mnt "$1" "$2" plain $PEER_LACKS >"operations.$1" && return
@@ -192,8 +218,8 @@ settle_daemons() {
 	[ -z "${MARKS_OF_37-}" ] || [ ! -e upper/.unionfs-fuse ] || mv -T upper/.unionfs-fuse upper/.unionfs
 }
 
-# marks DIR: everything in a branch that is content or mark, as text, without what a mount may keep for itself.
+# marks DIR: everything in a branch that is content or mark, as text, without what a mount may keep at its root for itself.
 marks() {
-	(cd "$1" && find . -mindepth 1 \( -name .cowfs -prune -o -printf '%y %m %U:%G %s %T@ %l %p\n' \) | sort
-		getfattr -hR -d -m '^(trusted|user)\.' . 2>/dev/null | grep -v '^# file: .$')
+	(cd "$1" && find . -mindepth 1 \( -path ./.cowfs -prune -o -printf '%y %m %U:%G %s %T@ %l %p\n' \) | sort
+		find . -mindepth 1 -path ./.cowfs -prune -o -print0 | xargs -0 -r getfattr -h -d -m '^(trusted|user)\.' 2>/dev/null)
 }
