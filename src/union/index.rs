@@ -31,13 +31,22 @@ pub struct Index {
     known: RwLock<HashSet<Name>>,
 }
 
+/// How many names the union has for an indexed copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Count {
+    /// That many, whatever the inode has: it is just being published, or that was interrupted.
+    Exactly(i64),
+    /// That many more than the inode has (the index's own name counts among the inode's).
+    More(i64),
+}
+
 /// What the attribute of an indexed copy says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
     /// Its name in the index.
     pub name: Name,
-    /// How many more names the union shows than the inode has (the index's own name counts among the inode's).
-    pub extra: i64,
+    /// How many names it has.
+    pub count: Count,
 }
 
 impl Record {
@@ -47,9 +56,16 @@ impl Record {
     /// Those of getxattr(2).
     pub fn read(keys: &Keys, at: &At) -> Result<Option<Self>> {
         let Some(value) = at.xattr(&keys.index)? else { return Ok(None) };
-        let text = String::from_utf8_lossy(&value);
-        let parsed = text.split_once(' ').and_then(|(extra, name)| Some((extra.parse().ok()?, Name::new(name).ok()?)));
-        Ok(parsed.map(|(extra, name)| Self { name, extra }))
+        Ok(Self::parse(&String::from_utf8_lossy(&value)))
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let (count, name) = text.split_once(' ')?;
+        let count = match count.strip_prefix('=') {
+            Some(exactly) => Count::Exactly(exactly.parse().ok()?),
+            None => Count::More(count.parse().ok()?),
+        };
+        Some(Self { name: Name::new(name).ok()?, count })
     }
 
     /// Writes the attribute of `at`.
@@ -57,7 +73,21 @@ impl Record {
     /// # Errors
     /// Those of setxattr(2).
     pub fn write(&self, keys: &Keys, at: &At) -> Result<()> {
-        at.set_xattr(&keys.index, format!("{} {}", self.extra, self.name.as_os_str().display()).as_bytes(), 0)
+        let name = self.name.as_os_str().display();
+        let text = match self.count {
+            Count::Exactly(names) => format!("={names} {name}"),
+            Count::More(names) => format!("{names} {name}"),
+        };
+        at.set_xattr(&keys.index, text.as_bytes(), 0)
+    }
+
+    /// How many names the union has for an inode that has `nlink`.
+    pub fn names(&self, nlink: u32) -> u32 {
+        let names = match self.count {
+            Count::Exactly(names) => names,
+            Count::More(more) => i64::from(nlink).saturating_add(more),
+        };
+        u32::try_from(names.max(0)).unwrap_or(u32::MAX)
     }
 }
 
@@ -122,6 +152,8 @@ impl Index {
     /// # Errors
     /// Those of linkat(2) and setxattr(2).
     pub fn add(&self, keys: &Keys, name: &Name, copy: &Copy<'_>, names: u32) -> Result<()> {
+        // First, so that there is no moment at which the entry tells less than all.
+        Record { name: name.clone(), count: Count::Exactly(names.into()) }.write(keys, &copy.at()?)?;
         match copy.link(&self.dir, name) {
             // Left by a crash before the copy was published, or of a lower file that is gone: nobody's.
             Err(Errno::EXIST) => {
@@ -130,9 +162,21 @@ impl Index {
             }
             other => other?,
         }
-        // Once published, the inode has two names: this one and the union's.
-        Record { name: name.clone(), extra: i64::from(names) - 2 }.write(keys, &self.at(name))?;
         self.known.write().insert(name.clone());
+        Ok(())
+    }
+
+    /// From now on the count follows the inode's: to be called when a copy has been published, and before its names
+    /// change.
+    ///
+    /// # Errors
+    /// Those of statx(2) and setxattr(2).
+    pub fn settle(&self, keys: &Keys, entry: &Name) -> Result<()> {
+        let at = self.at(entry);
+        if let Some(Record { name, count: Count::Exactly(names) }) = Record::read(keys, &at)? {
+            let more = names - i64::from(at.stat()?.nlink);
+            Record { name, count: Count::More(more) }.write(keys, &at)?;
+        }
         Ok(())
     }
 
@@ -141,19 +185,19 @@ impl Index {
     /// # Errors
     /// Those of linkat(2) and setxattr(2).
     pub fn link_up(&self, keys: &Keys, entry: &Name, dir: impl AsFd, name: &Name) -> Result<()> {
+        self.settle(keys, entry)?;
         change::link(&self.dir, entry, dir, name)?;
         self.lower_count(keys, entry)
     }
 
-    /// A name that only the lower had is gone (or has become the upper's): one extra name less.
+    /// A name that only the lower had is gone (or has become the upper's): one more name less.
     ///
     /// # Errors
     /// Those of setxattr(2).
     pub fn lower_count(&self, keys: &Keys, entry: &Name) -> Result<()> {
         let at = self.at(entry);
-        if let Some(mut record) = Record::read(keys, &at)? {
-            record.extra -= 1;
-            record.write(keys, &at)?;
+        if let Some(Record { name, count: Count::More(more) }) = Record::read(keys, &at)? {
+            Record { name, count: Count::More(more - 1) }.write(keys, &at)?;
         }
         Ok(())
     }
@@ -165,7 +209,7 @@ impl Index {
     pub fn remove_if_last(&self, keys: &Keys, entry: &Name) -> Result<()> {
         let at = self.at(entry);
         let Some(record) = Record::read(keys, &at)? else { return Ok(()) };
-        if i64::from(at.stat()?.nlink) + record.extra <= 0 {
+        if record.names(at.stat()?.nlink) == 0 {
             change::unlink(&self.dir, entry)?;
             self.known.write().remove(entry);
         }
@@ -181,6 +225,20 @@ impl Index {
                 Err(Errno::NOENT) => {}
                 done => best_effort("remove the index", done),
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records() {
+        for (text, names) in
+            [("=3 a", Some(3)), ("0 a", Some(2)), ("-1 a", Some(1)), ("-9 a", Some(0)), ("x a", None), ("1", None)]
+        {
+            assert_eq!(Record::parse(text).map(|record| record.names(2)), names, "{text}");
         }
     }
 }

@@ -8,11 +8,12 @@ use crate::union::error::{Errno, Result};
 use crate::union::marks::overlay::is_private;
 use crate::union::types::SetTime;
 
-/// Gives `to` the attributes of `from`, whose stat is `was`. Marks are not copied: they belong to a branch.
+/// Gives `to` the attributes of `from`, whose stat is `was`; `cut` if it does not get all of the data, which is a change
+/// and moves the time of change. Marks are not copied: they belong to a branch.
 ///
 /// # Errors
 /// Those of chown(2), setxattr(2), chmod(2) and utimensat(2).
-pub fn copy(from: &At, was: &Stat, to: &At) -> Result<()> {
+pub fn copy(from: &At, was: &Stat, to: &At, cut: bool) -> Result<()> {
     let is = to.stat()?;
     if (is.uid, is.gid) != (was.uid, was.gid) {
         to.chown(Some(was.uid), Some(was.gid))?;
@@ -20,6 +21,9 @@ pub fn copy(from: &At, was: &Stat, to: &At) -> Result<()> {
     copy_xattrs(from, to)?;
     if !was.kind().is_symlink() {
         to.chmod(was.mode)?;
+    }
+    if cut {
+        return to.set_times(Some(SetTime::At(was.atime)), Some(SetTime::Now));
     }
     copy_times(was, to)
 }

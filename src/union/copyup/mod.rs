@@ -105,7 +105,8 @@ impl<'a> Workshop<'a> {
 
     fn finish(&self, source: &Source<'_>, copy: &At) -> Result<()> {
         self.mark_origin(source, copy)?;
-        meta::copy(source.at, source.stat, copy)
+        let cut = source.stat.kind().is_file() && source.bytes < source.stat.size;
+        meta::copy(source.at, source.stat, copy, cut)
     }
 
     /// Records where the copy comes from. Without room for the mark the inode number changes at the next mount, which
@@ -141,6 +142,20 @@ impl Copy<'_> {
         }
     }
 
+    /// The copy, not yet published.
+    ///
+    /// # Errors
+    /// Those of dup(2).
+    pub fn at(&self) -> Result<At> {
+        match self {
+            Self::Unnamed(fd) => Ok(At::Fd(fd.clone())),
+            Self::Staged(staged) => {
+                let dir = Arc::new(rustix::io::fcntl_dupfd_cloexec(staged.dir(), 0)?);
+                Ok(At::Name(dir, staged.name.clone()))
+            }
+        }
+    }
+
     /// Keeps the copy without a name: for an object that has lost its own.
     ///
     /// # Errors
@@ -148,10 +163,7 @@ impl Copy<'_> {
     pub fn keep(self) -> Result<Arc<OwnedFd>> {
         match self {
             Self::Unnamed(fd) => Ok(fd),
-            Self::Staged(staged) => {
-                let dir = Arc::new(rustix::io::fcntl_dupfd_cloexec(staged.dir(), 0)?);
-                At::Name(dir, staged.name.clone()).open(OFlags::PATH).map(Arc::new)
-            }
+            Self::Staged(_) => self.at()?.open(OFlags::PATH).map(Arc::new),
         }
     }
 

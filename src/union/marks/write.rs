@@ -23,6 +23,7 @@ use crate::union::marks::overlay::Keys;
 use crate::union::name::Name;
 use crate::union::options::Format;
 use crate::union::stage::Stage;
+use crate::union::types::SetTime;
 
 /// Leaves marks in the upper.
 pub struct Writer {
@@ -53,11 +54,14 @@ impl Writer {
             (Format::Unionfs | Format::UnionfsFuse, Some(mirror)) => {
                 let marks = mirror.make(&self.root, dir)?;
                 let mark = HIDDEN.mark(name)?;
-                if is_dir {
+                let done = if is_dir {
                     change::mkdir(&marks, &mark, 0o700)
                 } else {
                     change::create(&marks, &mark, 0o600, OFlags::WRONLY).map(drop)
-                }
+                };
+                // The directory has lost a name, but it is not where the mark is.
+                best_effort("move a directory's time", dir.itself()?.set_times(None, Some(SetTime::Now)));
+                done
             }
         };
         match done {

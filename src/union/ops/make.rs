@@ -170,6 +170,8 @@ impl Union {
         }
         let name = self.checked_name(&parent, name)?;
         self.raise(&node, u64::MAX)?;
+        // Before the inode gets a further name: its count of names may have to follow from here on.
+        self.indexed(&node.body.read())?;
         self.in_free(&parent, &name, |free| {
             let body = node.body.read();
             let At::Name(from_dir, from_name) = body.at()? else { return Err(Errno::NOENT) };

@@ -154,8 +154,7 @@ impl Union {
         }
         let at = body.at()?;
         let record = Record::read(&self.stack.upper()?.writer.keys, &at)?;
-        let extra = record.map_or(0, |record| record.extra);
-        Ok(u32::try_from((i64::from(stat.nlink) + extra).max(0)).unwrap_or(u32::MAX))
+        Ok(record.map_or(stat.nlink, |record| record.names(stat.nlink)))
     }
 
     /// The answer to a look-up or a creation.

@@ -150,6 +150,10 @@ impl Union {
         }
         let fresh = self.publish(upper, copy, &dir, &link.name)?;
         self.adopt(upper, node, &dir.at(&link.name)?, fresh.identity())?;
+        if let (Some(At::Name(_, entry)), Some(index)) = (&entry, &self.index) {
+            // Left undone it is done before the next change of names.
+            self.tidy("settle the count of names", index.settle(&upper.writer.keys, entry));
+        }
         let mut body = node.body.write();
         body.remember(Link { branch: Stack::UPPER, ..link.clone() });
         body.index = entry;

@@ -134,14 +134,19 @@ impl Union {
 
     /// The name in the index of a file whose body is given, if it is there.
     pub(super) fn indexed(&self, body: &Body) -> Result<Option<Name>> {
-        if let Some(At::Name(_, entry)) = &body.index {
-            return Ok(Some(entry.clone()));
-        }
         let Some(index) = &self.index else { return Ok(None) };
         if index.is_empty() || !self.stack.is_upper(body.branch) || !body.layers.is_empty() {
             return Ok(None);
         }
-        Ok(Record::read(&self.stack.upper()?.writer.keys, &body.at()?)?.map(|record| record.name))
+        let keys = &self.stack.upper()?.writer.keys;
+        let entry = match &body.index {
+            Some(At::Name(_, entry)) => Some(entry.clone()),
+            _ => Record::read(keys, &body.at()?)?.map(|record| record.name),
+        };
+        if let Some(entry) = &entry {
+            index.settle(keys, entry)?;
+        }
+        Ok(entry)
     }
 
     /// A name of an indexed file is gone: the upper's own, or one that only the lower had.
