@@ -22,8 +22,8 @@ use crate::daemon::resolve::{self, Checked, Resolved, describe};
 use crate::daemon::sandbox::Sandbox;
 use crate::daemon::stdio::Null;
 use crate::daemon::{limits, lock, signals};
-use crate::fuse::adapter::{Adapter, Settings};
 use crate::fuse::session::{Audience, Connection, connect};
+use crate::fuse::{Adapter, Settings};
 use crate::sys::process;
 use crate::union::{BranchSource, Layout, Union};
 

@@ -6,10 +6,8 @@
 //! Not here: any notion of branches (the engine), values in the two sides' words (`convert`), threads and the life of
 //! the connection (`session`).
 
-use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -21,19 +19,20 @@ use fuser::{
     ReplyLock, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use crate::fuse::convert::{errno, file_attr, fsxattr, kind, received_device, set_time};
+use crate::fuse::convert::{errno, file_attr, kind, received_device, set_time};
+use crate::fuse::ioctl::ioctl;
 use crate::fuse::opening::Opening;
+use crate::fuse::reply::{
+    Answers, Settings, absent, guard, reply_empty, reply_written, reply_xattr, unknown, with_buffer,
+};
 use crate::fuse::worker::Workers;
 use crate::union::Union;
-use crate::union::error::{Errno, Result};
+use crate::union::error::Errno;
 use crate::union::name::NAME_MAX;
-use crate::union::types::{Attr, Caller, DirEntry, Entry, HandleId, Ino, NodeId, SetAttr, Time, Trust};
+use crate::union::types::{Caller, HandleId, NodeId, SetAttr};
 
 /// The largest request of data that the kernel may send or ask for, in bytes; it has no larger ones.
 const MAX_DATA: u32 = 1 << 20;
-
-/// The longest value, and the longest list of names, of extended attributes, in bytes: XATTR_SIZE_MAX, XATTR_LIST_MAX.
-const MAX_XATTR: usize = 64 << 10;
 
 /// A union can still be a branch of overlayfs, which counts how deep filesystems lie on each other.
 const STACK_DEPTH: u32 = 1;
@@ -53,62 +52,15 @@ const WANTED: InitFlags = InitFlags::FUSE_PARALLEL_DIROPS
     .union(InitFlags::FUSE_DO_READDIRPLUS)
     .union(InitFlags::FUSE_READDIRPLUS_AUTO);
 
-/// linux/fs.h; the forms of 32-bit programs, whose `long` is shorter, beside them.
-const GETFLAGS: [u32; 2] = [0x8008_6601, 0x8004_6601];
-const SETFLAGS: [u32; 2] = [0x4008_6602, 0x4004_6602];
-/// Before SETFLAGS the kernel asks this one which flags there were; unanswered, chattr(1) would fail.
-const FSGETXATTR: u32 = 0x801c_581f;
-
 /// Somebody without CAP_FSETID: the kernel has found the caller to be one.
 const ORDINARY: Caller = Caller { uid: u32::MAX, gid: u32::MAX, umask: 0 };
-
-/// How long the kernel may trust what only requests can change.
-const SETTLED_TTL: Duration = Duration::from_secs(24 * 3600);
-/// How long it may trust a lower branch of this machine: an administrator's change is seen after this time.
-const LOCAL_TTL: Duration = Duration::from_secs(10);
-/// How long it may trust a branch of another machine.
-const REMOTE_TTL: Duration = Duration::from_secs(1);
-
-/// What the answers tell the kernel beside the facts.
-#[derive(Clone, Copy, Debug)]
-pub struct Settings {
-    /// How long a name may be trusted; default: by what kind of branch it is in.
-    pub entry_ttl: Option<Duration>,
-    /// How long attributes may be trusted; default: likewise.
-    pub attr_ttl: Option<Duration>,
-    /// How long the absence of a name may be trusted (zero: not at all); default: likewise.
-    pub negative_ttl: Option<Duration>,
-    /// File data by-passes the page cache.
-    pub direct_io: bool,
-    /// Old descriptors of lower files see what is written later, whatever the files are.
-    pub coherent: bool,
-    /// Files may be handed to the kernel.
-    pub passthrough: bool,
-    /// POSIX ACLs are honoured (the kernel then checks all permissions, whatever else was asked).
-    pub acl: bool,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            entry_ttl: None,
-            attr_ttl: None,
-            negative_ttl: None,
-            direct_io: false,
-            coherent: false,
-            passthrough: true,
-            acl: true,
-        }
-    }
-}
 
 /// The engine as fuser sees it.
 #[derive(Clone)]
 pub struct Adapter {
     union: Arc<Union>,
+    answers: Answers,
     settings: Settings,
-    /// How long what a lower branch shows may be trusted.
-    lower_ttl: Duration,
     opening: Arc<Opening>,
     workers: Arc<Workers>,
 }
@@ -117,58 +69,9 @@ impl Adapter {
     /// Serves this union.
     pub fn new(union: impl Into<Arc<Union>>, settings: Settings) -> Self {
         let union = union.into();
-        let lower_ttl = match union.trust() {
-            Trust::Remote => REMOTE_TTL,
-            Trust::Local => LOCAL_TTL,
-            Trust::Immutable => SETTLED_TTL,
-        };
+        let answers = Answers::new(union.clone(), settings);
         let opening = Arc::new(Opening::new(union.clone(), settings.coherent, settings.direct_io));
-        Self { union, settings, lower_ttl, opening, workers: Arc::default() }
-    }
-
-    /// How long to trust what was just told, `settled` or not, unless an option says otherwise.
-    fn ttl(&self, asked: Option<Duration>, settled: bool) -> Duration {
-        asked.unwrap_or(if settled { SETTLED_TTL } else { self.lower_ttl })
-    }
-
-    /// What an entry's answer carries: attributes, and how long to trust them and the name.
-    ///
-    /// fuser sends `attr.ino` as the node id. Where the two differ (the root's other name, a split inode, two inodes
-    /// of one number) the node id has to go there, and nothing of the attributes may be trusted: the kernel asks again
-    /// before it shows them, and `getattr` tells the true number.
-    fn entry(&self, entry: &Entry) -> (fuser::FileAttr, Duration, Duration) {
-        let attr = file_attr(&entry.attr);
-        let ttl = self.ttl(self.settings.entry_ttl, entry.attr.settled);
-        if entry.node.0 == entry.attr.ino.0 {
-            (attr, self.ttl(self.settings.attr_ttl, entry.attr.settled), ttl)
-        } else {
-            (fuser::FileAttr { ino: INodeNo(entry.node.0), ..attr }, Duration::ZERO, ttl)
-        }
-    }
-
-    fn reply_entry(&self, result: Result<Entry>, reply: ReplyEntry) {
-        match result {
-            Ok(entry) => {
-                let (attr, attr_ttl, ttl) = self.entry(&entry);
-                reply.entry_with_ttls(&attr_ttl, &ttl, &attr, Generation(0));
-            }
-            Err(error) => reply.error(errno(error)),
-        }
-    }
-
-    fn reply_attr(&self, result: Result<Attr>, reply: ReplyAttr) {
-        match result {
-            Ok(attr) => reply.attr(&self.ttl(self.settings.attr_ttl, attr.settled), &file_attr(&attr)),
-            Err(error) => reply.error(errno(error)),
-        }
-    }
-
-    /// How long the kernel may trust that `parent` has no such name.
-    fn absence_ttl(&self, parent: NodeId) -> Duration {
-        match self.settings.negative_ttl {
-            Some(asked) => asked,
-            None => self.ttl(None, self.union.absence_is_settled(parent)),
-        }
+        Self { union, answers, settings, opening, workers: Arc::default() }
     }
 
     /// Does what a request asks, on another thread if it has to copy a large file up first.
@@ -179,15 +82,6 @@ impl Adapter {
         } else {
             guard(request, || body(self));
         }
-    }
-}
-
-/// Runs the body of a request. If it panics its reply object is dropped, which makes fuser answer EIO.
-fn guard(request: &str, body: impl FnOnce()) {
-    if let Err(panic) = catch_unwind(AssertUnwindSafe(body)) {
-        let message = panic.downcast_ref::<&str>().copied();
-        let message = message.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-        log::error!("{request}: panic: {}; answered EIO", message.unwrap_or("(no message)"));
     }
 }
 
@@ -202,74 +96,6 @@ fn handle(handle: FileHandle) -> HandleId {
 fn caller(request: &Request, umask: u32) -> Caller {
     Caller { uid: request.uid(), gid: request.gid(), umask }
 }
-
-fn reply_empty(result: Result<()>, reply: ReplyEmpty) {
-    match result {
-        Ok(()) => reply.ok(),
-        Err(error) => reply.error(errno(error)),
-    }
-}
-
-fn reply_written(result: Result<usize>, reply: ReplyWrite) {
-    match result {
-        // No request is longer than an u32, so no result is.
-        Ok(length) => reply.written(u32::try_from(length).unwrap_or(u32::MAX)),
-        Err(error) => reply.error(errno(error)),
-    }
-}
-
-/// `size` 0 asks for the length; a value that does not fit is ERANGE, as getxattr(2) and listxattr(2).
-fn reply_xattr(result: Result<Vec<u8>>, size: u32, reply: ReplyXattr) {
-    match result {
-        Ok(value) if value.len() > MAX_XATTR => reply.error(fuser::Errno::E2BIG),
-        Ok(value) if size == 0 => reply.size(value.len() as u32),
-        Ok(value) if value.len() > size as usize => reply.error(fuser::Errno::ERANGE),
-        Ok(value) => reply.data(&value),
-        Err(error) => reply.error(errno(error)),
-    }
-}
-
-/// Lends a buffer of `size` bytes that the thread keeps, up to the size of the largest request.
-fn with_buffer<T>(size: usize, body: impl FnOnce(&mut [u8]) -> T) -> T {
-    thread_local! {
-        static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-    }
-    if size > MAX_DATA as usize {
-        return body(&mut vec![0; size]);
-    }
-    BUFFER.with_borrow_mut(|buffer| {
-        if buffer.len() < size {
-            buffer.resize(size, 0);
-        }
-        body(&mut buffer[..size])
-    })
-}
-
-/// What is known of an entry that was not looked up.
-fn unknown(entry: &DirEntry<'_>) -> Attr {
-    Attr { ino: entry.ino, mode: entry.kind.as_raw_mode(), ..NOTHING }
-}
-
-/// The attributes of nothing: node id 0 means that the name is absent, and may be trusted to be.
-fn absent() -> fuser::FileAttr {
-    file_attr(&NOTHING)
-}
-
-const NOTHING: Attr = Attr {
-    ino: Ino(0),
-    size: 0,
-    blocks: 0,
-    atime: Time { sec: 0, nsec: 0 },
-    mtime: Time { sec: 0, nsec: 0 },
-    ctime: Time { sec: 0, nsec: 0 },
-    mode: 0,
-    nlink: 0,
-    uid: 0,
-    gid: 0,
-    rdev: (0, 0),
-    blksize: 0,
-    settled: false,
-};
 
 impl Filesystem for Adapter {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
@@ -299,11 +125,11 @@ impl Filesystem for Adapter {
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         guard("lookup", || match self.union.lookup(node(parent), name) {
-            Err(Errno::NOENT) => match self.absence_ttl(node(parent)) {
+            Err(Errno::NOENT) => match self.answers.absence_ttl(node(parent)) {
                 Duration::ZERO => reply.error(fuser::Errno::ENOENT),
                 ttl => reply.entry(&ttl, &absent(), Generation(0)),
             },
-            result => self.reply_entry(result, reply),
+            result => self.answers.reply_entry(result, reply),
         });
     }
 
@@ -312,7 +138,7 @@ impl Filesystem for Adapter {
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
-        guard("getattr", || self.reply_attr(self.union.getattr(node(ino), fh.map(handle)), reply));
+        guard("getattr", || self.answers.reply_attr(self.union.getattr(node(ino), fh.map(handle)), reply));
     }
 
     // The change time is never set: the kernel sends one only with a write-back cache, which is off.
@@ -349,7 +175,7 @@ impl Filesystem for Adapter {
                 None => Ok(()),
             };
             let done = done.and_then(|()| adapter.union.setattr(node(ino), fh.map(handle), &set, &caller));
-            adapter.reply_attr(done, reply);
+            adapter.answers.reply_attr(done, reply);
         });
     }
 
@@ -373,13 +199,13 @@ impl Filesystem for Adapter {
         guard("mknod", || {
             let rdev = received_device(rdev);
             let result = self.union.mknod(node(parent), name, mode, rdev, &caller(request, umask));
-            self.reply_entry(result, reply);
+            self.answers.reply_entry(result, reply);
         });
     }
 
     fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
         guard("mkdir", || {
-            self.reply_entry(self.union.mkdir(node(parent), name, mode, &caller(request, umask)), reply);
+            self.answers.reply_entry(self.union.mkdir(node(parent), name, mode, &caller(request, umask)), reply);
         });
     }
 
@@ -394,7 +220,7 @@ impl Filesystem for Adapter {
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
         guard("symlink", || {
             let result = self.union.symlink(node(parent), name, target.as_os_str(), &caller(request, 0));
-            self.reply_entry(result, reply);
+            self.answers.reply_entry(result, reply);
         });
     }
 
@@ -414,7 +240,7 @@ impl Filesystem for Adapter {
     }
 
     fn link(&self, _: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
-        guard("link", || self.reply_entry(self.union.link(node(ino), node(newparent), newname), reply));
+        guard("link", || self.answers.reply_entry(self.union.link(node(ino), node(newparent), newname), reply));
     }
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -440,7 +266,7 @@ impl Filesystem for Adapter {
         guard("create", || match self.union.create(node(parent), name, mode, flags, &caller(request, umask)) {
             Ok((entry, handle)) => {
                 // This answer has one time for both; the shorter one is right for both.
-                let (attr, attr_ttl, ttl) = self.entry(&entry);
+                let (attr, attr_ttl, ttl) = self.answers.entry(&entry);
                 self.opening.created((entry, handle), attr_ttl.min(ttl), &attr, reply);
             }
             Err(error) => reply.error(errno(error)),
@@ -544,7 +370,7 @@ impl Filesystem for Adapter {
                 let name = OsStr::from_bytes(entry.name);
                 let (attr, ttl) = match known {
                     Some(known) => {
-                        let (attr, attr_ttl, ttl) = self.entry(known);
+                        let (attr, attr_ttl, ttl) = self.answers.entry(known);
                         (attr, attr_ttl.min(ttl))
                     }
                     // `.` and `..`, which the kernel neither enters nor counts.
@@ -619,22 +445,7 @@ impl Filesystem for Adapter {
         reply: ReplyIoctl,
     ) {
         guard("ioctl", || {
-            let result = if GETFLAGS.contains(&command) {
-                // The number says `long`, programs and file systems mean `int`: four bytes count.
-                self.union.inode_flags(node(ino)).map(|flags| {
-                    let mut long = [0; 28];
-                    long[..4].copy_from_slice(&flags.to_ne_bytes());
-                    (long, 8)
-                })
-            } else if command == FSGETXATTR {
-                self.union.inode_flags(node(ino)).map(|flags| (fsxattr(flags), 28))
-            } else if SETFLAGS.contains(&command) {
-                let flags = data.first_chunk().ok_or(Errno::INVAL);
-                let result = flags.and_then(|flags| self.union.set_inode_flags(node(ino), u32::from_ne_bytes(*flags)));
-                result.map(|()| ([0; 28], 0))
-            } else {
-                Err(Errno::NOTTY)
-            };
+            let result = ioctl(&self.union, node(ino), command, data);
             match result {
                 Ok((out, length)) => reply.ioctl(0, &out[..(out_size as usize).min(length)]),
                 Err(error) => reply.error(errno(error)),
@@ -739,26 +550,5 @@ impl Filesystem for Adapter {
         reply: ReplyPoll,
     ) {
         reply.error(fuser::Errno::ENOSYS);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_panic_ends_in_the_guard() {
-        guard("test", || panic!("{}", "on purpose"));
-        guard("test", || std::panic::panic_any(7));
-    }
-
-    #[test]
-    fn the_buffer_has_the_size_asked_for() {
-        for size in [0, 1, 4096, 10, MAX_DATA as usize, MAX_DATA as usize + 1, 3] {
-            with_buffer(size, |buffer| {
-                assert_eq!(buffer.len(), size);
-                buffer.fill(1);
-            });
-        }
     }
 }

@@ -4,9 +4,12 @@
 
 pub mod adapter;
 pub mod convert;
+mod ioctl;
 pub mod opening;
 pub mod passthrough;
+pub mod reply;
 pub mod session;
 pub mod worker;
 
-pub use adapter::{Adapter, Settings};
+pub use adapter::Adapter;
+pub use reply::Settings;

@@ -107,6 +107,8 @@ pub struct Node {
     pub pages: AtomicU64,
     /// Only old descriptors lead to it: a look-up of its former name finds another node.
     pub left_behind: AtomicBool,
+    /// Its data are known to be where its attributes are (`ops::metacopy`).
+    pub has_data: AtomicBool,
     substance: AtomicU8,
     /// Held while it is copied up.
     pub lift: Mutex<()>,
@@ -127,6 +129,7 @@ impl Node {
             epoch: AtomicU32::new(0),
             pages: AtomicU64::new(0),
             left_behind: AtomicBool::new(false),
+            has_data: AtomicBool::new(false),
             substance: AtomicU8::new(0),
             lift: Mutex::new(()),
             children: RwLock::new(()),

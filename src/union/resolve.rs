@@ -85,7 +85,10 @@ pub fn find(stack: &Stack, layers: &[Arc<RealDir>], name: &Name) -> Result<Optio
 }
 
 /// The directories that an absolute redirect found in `dir`'s branch leads to, in the branches below that one.
-fn follow(stack: &Stack, dir: &RealDir, path: &[u8]) -> Result<Layers> {
+///
+/// # Errors
+/// As `find`.
+pub fn follow(stack: &Stack, dir: &RealDir, path: &[u8]) -> Result<Layers> {
     let mut layers: Layers =
         stack.branches.iter().filter(|branch| branch.id > dir.branch).map(|branch| branch.root.clone()).collect();
     for component in path.split(|&b| b == b'/').filter(|component| !component.is_empty()) {

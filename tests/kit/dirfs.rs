@@ -72,7 +72,7 @@ impl DirFs {
     fn walk(&self, path: &[u8], flags: OFlags) -> R<OwnedFd> {
         let path = if path.is_empty() { b"." } else { path };
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-        fs::openat2(&self.root(), OsStr::from_bytes(path), flags | OFlags::CLOEXEC, Mode::empty(), resolve)
+        fs::openat2(self.root(), OsStr::from_bytes(path), flags | OFlags::CLOEXEC, Mode::empty(), resolve)
     }
 
     /// The directory of `path`, and the last component ("." for the root).

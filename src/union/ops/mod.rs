@@ -8,6 +8,7 @@ mod dir;
 mod io;
 mod lookup;
 mod make;
+mod metacopy;
 pub mod open;
 mod raise;
 mod remove;

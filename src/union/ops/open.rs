@@ -14,7 +14,7 @@ use crate::union::branch::{At, Stat};
 use crate::union::engine::Union;
 use crate::union::error::{Errno, Result};
 use crate::union::handle::{Handle, OpenFile};
-use crate::union::node::{Body, Node, Substance};
+use crate::union::node::{Body, Substance};
 use crate::union::types::{Caller, HandleId, NodeId, Opened};
 
 /// From this size in bytes on, a lower file may be passed to the kernel (design: "old descriptors").
@@ -62,6 +62,7 @@ impl Union {
         if may_write(flags) {
             self.raise(&node, if flags.contains(OFlags::TRUNC) { 0 } else { u64::MAX })?;
         }
+        self.with_own_data(&node)?;
         let body = node.body.read();
         let stat = stat_of(&body)?;
         let in_upper = self.stack.is_upper(body.branch);
@@ -75,7 +76,6 @@ impl Union {
     pub fn open_here(&self, node: NodeId, flags: c_int, caller: &Caller) -> Result<Opened> {
         let node = self.table.get(node)?;
         let flags = OFlags::from_bits_retain(flags.cast_unsigned());
-        self.check_data(&node)?;
         let file = OpenFile::open(node.clone(), flags)?;
         if flags.contains(OFlags::TRUNC) {
             self.truncate(&node, 0, caller)?;
@@ -142,17 +142,6 @@ impl Union {
         let data = sample[..length].contains(&0);
         node.set_substance(if data { Substance::Data } else { Substance::Text });
         Ok(data)
-    }
-
-    /// Whether this file has metadata only, its data being another's (overlayfs with metacopy=on): reading it is refused.
-    fn check_data(&self, node: &Node) -> Result<()> {
-        let body = node.body.read();
-        let Some(keys) = &self.stack.branch(body.branch)?.reader.overlay else { return Ok(()) };
-        if self.stack.is_bottom(body.branch) || body.at()?.xattr(&keys.metacopy)?.is_none() {
-            return Ok(());
-        }
-        log::error!("{:?}: made by overlayfs with metacopy=on, which is not read yet", body.at()?);
-        Err(Errno::IO)
     }
 
     /// Leaves `node`, which has been copied up, to those who have its lower file open in the kernel's hands: no name

@@ -113,6 +113,7 @@ impl Union {
             return self.raise_dir(node).map(drop);
         }
         let upper = self.stack.upper()?;
+        self.with_own_data(node)?;
         if self.stack.is_upper(node.body.read().branch) {
             return Ok(());
         }

@@ -15,6 +15,7 @@
 use std::ffi::OsStr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use parking_lot::RwLockWriteGuard;
 use rustix::fs::{OFlags, RenameFlags};
@@ -139,6 +140,10 @@ impl Union {
     fn is_ready(&self, end: &End<'_>, node: &Arc<Node>) -> Result<bool> {
         if node.is_dir() {
             return Ok(node.upper_dir(&self.stack).is_some());
+        }
+        // The mark of a file without data of its own counts under its old name only.
+        if node.kind.is_file() && !node.has_data.load(Ordering::Acquire) {
+            return Ok(false);
         }
         if end.parent.upper_dir(&self.stack).is_none() || !self.stack.is_upper(node.body.read().branch) {
             return Ok(false);
