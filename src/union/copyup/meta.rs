@@ -8,10 +8,11 @@ use crate::union::error::{Errno, Result};
 use crate::union::marks::overlay::is_private;
 use crate::union::types::SetTime;
 
-/// Gives `to` the attributes of `from`, whose stat is `was`. Marks are not copied: they belong to a branch.
+/// Gives `to` the attributes of `from`, whose stat is `was`, but for the times. Marks are not copied: they belong to a
+/// branch.
 ///
 /// # Errors
-/// Those of chown(2), setxattr(2), chmod(2) and utimensat(2).
+/// Those of chown(2), setxattr(2) and chmod(2).
 pub fn copy(from: &At, was: &Stat, to: &At) -> Result<()> {
     let is = to.stat()?;
     if (is.uid, is.gid) != (was.uid, was.gid) {
@@ -21,7 +22,7 @@ pub fn copy(from: &At, was: &Stat, to: &At) -> Result<()> {
     if !was.kind().is_symlink() {
         to.chmod(was.mode)?;
     }
-    copy_times(was, to)
+    Ok(())
 }
 
 /// Gives `to` the times of `was`.

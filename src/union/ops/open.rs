@@ -14,8 +14,8 @@ use crate::union::branch::{At, Stat};
 use crate::union::engine::Union;
 use crate::union::error::{Errno, Result};
 use crate::union::handle::{Handle, OpenFile};
-use crate::union::node::{Body, Node, Substance};
-use crate::union::types::{Caller, HandleId, NodeId, Opened};
+use crate::union::node::{Body, Substance};
+use crate::union::types::{BranchId, Caller, HandleId, NodeId, Opened};
 
 /// From this size in bytes on, a lower file may be passed to the kernel (design: "old descriptors").
 const PASSED_SIZE: u64 = 64 << 10;
@@ -64,6 +64,7 @@ impl Union {
         }
         let body = node.body.read();
         let stat = stat_of(&body)?;
+        self.check_data(body.branch, &body.at()?, if flags.contains(OFlags::TRUNC) { 0 } else { stat.size })?;
         let in_upper = self.stack.is_upper(body.branch);
         Ok(Facts { identity: stat.identity(), in_upper, mode: stat.mode })
     }
@@ -75,7 +76,6 @@ impl Union {
     pub fn open_here(&self, node: NodeId, flags: c_int, caller: &Caller) -> Result<Opened> {
         let node = self.table.get(node)?;
         let flags = OFlags::from_bits_retain(flags.cast_unsigned());
-        self.check_data(&node)?;
         let file = OpenFile::open(node.clone(), flags)?;
         if flags.contains(OFlags::TRUNC) {
             self.truncate(&node, 0, caller)?;
@@ -144,14 +144,14 @@ impl Union {
         Ok(data)
     }
 
-    /// Whether this file has metadata only, its data being another's (overlayfs with metacopy=on): reading it is refused.
-    fn check_data(&self, node: &Node) -> Result<()> {
-        let body = node.body.read();
-        let Some(keys) = &self.stack.branch(body.branch)?.reader.overlay else { return Ok(()) };
-        if self.stack.is_bottom(body.branch) || body.at()?.xattr(&keys.metacopy)?.is_none() {
+    /// Refuses the first `bytes` bytes of a file that has metadata only, its data being another's (overlayfs with
+    /// metacopy=on): they would read as zeros.
+    pub(super) fn check_data(&self, branch: BranchId, at: &At, bytes: u64) -> Result<()> {
+        let Some(keys) = &self.stack.branch(branch)?.reader.overlay else { return Ok(()) };
+        if bytes == 0 || at.xattr(&keys.metacopy)?.is_none() {
             return Ok(());
         }
-        log::error!("{:?}: made by overlayfs with metacopy=on, which is not read yet", body.at()?);
+        log::error!("{at:?}: made by overlayfs with metacopy=on, which is not read yet");
         Err(Errno::IO)
     }
 
