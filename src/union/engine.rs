@@ -114,7 +114,7 @@ impl Union {
         let seen = Seen { ino, kind, identity, branch, layers, index: None };
         let table = Table::new(Arc::new(Node::new(NodeId::ROOT, seen, None, None)));
         let index = match &stack.upper {
-            Some(upper) => Some(Index::open(upper.stage.private())?),
+            Some(upper) => Some(Index::open(upper.stage.private(), &upper.writer.keys)?),
             None => None,
         };
         Ok(Self { stack, numbers, table, handles: Handles::default(), index, crossing: Mutex::new(()), workdir })

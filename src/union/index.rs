@@ -5,13 +5,14 @@
 //! An attribute of the copy holds that name and by how much the union's count of names differs from the inode's.
 //!
 //! Invariant: the entry outlives every name of the union that leads to it. Counts are lowered after the name is gone,
-//! so a crash leaves a count too high and an entry too many, never one too few.
+//! so a crash leaves a count too high and an entry too many, never one too few: with the entry go the data, and a name
+//! that is left would show the lower file again.
 
 use std::collections::HashSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 
 use crate::union::branch::list::list_fd;
 use crate::union::branch::{At, Stat, change};
@@ -29,15 +30,8 @@ const DIR: &str = "index";
 pub struct Index {
     dir: Arc<OwnedFd>,
     known: RwLock<HashSet<Name>>,
-}
-
-/// How many names the union has for an indexed copy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Count {
-    /// That many, whatever the inode has: it is just being published, or that was interrupted.
-    Exactly(i64),
-    /// That many more than the inode has (the index's own name counts among the inode's).
-    More(i64),
+    /// Held while a count is read and written: two names may go at once.
+    counting: Mutex<()>,
 }
 
 /// What the attribute of an indexed copy says.
@@ -45,8 +39,17 @@ pub enum Count {
 pub struct Record {
     /// Its name in the index.
     pub name: Name,
-    /// How many names it has.
+    /// How many names the union shows.
     pub count: Count,
+}
+
+/// How many names the union shows for a copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Count {
+    /// So many more than the inode has (the index's own name counts among the inode's).
+    Extra(i64),
+    /// So many, whether the copy has been published yet or not.
+    Names(i64),
 }
 
 impl Record {
@@ -56,16 +59,15 @@ impl Record {
     /// Those of getxattr(2).
     pub fn read(keys: &Keys, at: &At) -> Result<Option<Self>> {
         let Some(value) = at.xattr(&keys.index)? else { return Ok(None) };
-        Ok(Self::parse(&String::from_utf8_lossy(&value)))
-    }
-
-    fn parse(text: &str) -> Option<Self> {
-        let (count, name) = text.split_once(' ')?;
-        let count = match count.strip_prefix('=') {
-            Some(exactly) => Count::Exactly(exactly.parse().ok()?),
-            None => Count::More(count.parse().ok()?),
-        };
-        Some(Self { name: Name::new(name).ok()?, count })
+        let text = String::from_utf8_lossy(&value);
+        let parsed = text.split_once(' ').and_then(|(count, name)| {
+            let count = match count.strip_prefix('=') {
+                Some(names) => Count::Names(names.parse().ok()?),
+                None => Count::Extra(count.parse().ok()?),
+            };
+            Some(Self { name: Name::new(name).ok()?, count })
+        });
+        Ok(parsed)
     }
 
     /// Writes the attribute of `at`.
@@ -73,37 +75,37 @@ impl Record {
     /// # Errors
     /// Those of setxattr(2).
     pub fn write(&self, keys: &Keys, at: &At) -> Result<()> {
-        let name = self.name.as_os_str().display();
-        let text = match self.count {
-            Count::Exactly(names) => format!("={names} {name}"),
-            Count::More(names) => format!("{names} {name}"),
+        let count = match self.count {
+            Count::Extra(extra) => format!("{extra}"),
+            Count::Names(names) => format!("={names}"),
         };
-        at.set_xattr(&keys.index, text.as_bytes(), 0)
+        at.set_xattr(&keys.index, format!("{count} {}", self.name.as_os_str().display()).as_bytes(), 0)
     }
 
-    /// How many names the union has for an inode that has `nlink`.
-    pub fn names(&self, nlink: u32) -> u32 {
-        let names = match self.count {
-            Count::Exactly(names) => names,
-            Count::More(more) => i64::from(nlink).saturating_add(more),
-        };
-        u32::try_from(names.max(0)).unwrap_or(u32::MAX)
+    /// How many names the union shows, the inode having `nlink`.
+    pub fn names(&self, nlink: u32) -> i64 {
+        match self.count {
+            Count::Extra(extra) => extra.saturating_add(nlink.into()),
+            Count::Names(names) => names,
+        }
     }
 }
 
 impl Index {
-    /// Opens the index in the private area and learns its entries.
+    /// Opens the index in the private area, learns its entries and settles the counts that a crash has left open.
     ///
     /// # Errors
-    /// Those of mkdirat(2), openat(2), getdents(2).
-    pub fn open(private: BorrowedFd<'_>) -> Result<Self> {
+    /// Those of mkdirat(2), openat(2), getdents(2), getxattr(2) and setxattr(2).
+    pub fn open(private: BorrowedFd<'_>, keys: &Keys) -> Result<Self> {
         let dir = make_dir(private, &Name::new(DIR)?)?;
         let mut known = HashSet::new();
         list_fd(&dir, &mut |name, _, _| {
             known.insert(Name::new(name)?);
             Ok(())
         })?;
-        Ok(Self { dir: Arc::new(dir), known: RwLock::new(known) })
+        let index = Self { dir: Arc::new(dir), known: RwLock::new(known), counting: Mutex::new(()) };
+        index.known.read().iter().try_for_each(|name| index.settle(keys, name))?;
+        Ok(index)
     }
 
     /// Whether no copy is indexed.
@@ -147,13 +149,12 @@ impl Index {
         }
     }
 
-    /// Enters a finished copy, which the union will show under `names` names.
+    /// Enters a finished copy, which the union shows under `names` names from now on. `settle` once it is published.
     ///
     /// # Errors
     /// Those of linkat(2) and setxattr(2).
     pub fn add(&self, keys: &Keys, name: &Name, copy: &Copy<'_>, names: u32) -> Result<()> {
-        // First, so that there is no moment at which the entry tells less than all.
-        Record { name: name.clone(), count: Count::Exactly(names.into()) }.write(keys, &copy.at()?)?;
+        Record { name: name.clone(), count: Count::Names(names.into()) }.write(keys, &copy.at()?)?;
         match copy.link(&self.dir, name) {
             // Left by a crash before the copy was published, or of a lower file that is gone: nobody's.
             Err(Errno::EXIST) => {
@@ -166,17 +167,24 @@ impl Index {
         Ok(())
     }
 
-    /// From now on the count follows the inode's: to be called when a copy has been published, and before its names
-    /// change.
+    /// The copy `entry` has been published, or never will be: from now on its names are counted by the inode.
     ///
     /// # Errors
-    /// Those of statx(2) and setxattr(2).
+    /// Those of statx(2), getxattr(2) and setxattr(2).
     pub fn settle(&self, keys: &Keys, entry: &Name) -> Result<()> {
         let at = self.at(entry);
-        if let Some(Record { name, count: Count::Exactly(names) }) = Record::read(keys, &at)? {
-            let more = names - i64::from(at.stat()?.nlink);
-            Record { name, count: Count::More(more) }.write(keys, &at)?;
-        }
+        let Some(Record { name, count: Count::Names(names) }) = Record::read(keys, &at)? else { return Ok(()) };
+        let extra = names.saturating_sub(at.stat()?.nlink.into());
+        Record { name, count: Count::Extra(extra) }.write(keys, &at)
+    }
+
+    /// Takes out a copy that could not be published.
+    ///
+    /// # Errors
+    /// Those of unlinkat(2).
+    pub fn withdraw(&self, name: &Name) -> Result<()> {
+        change::unlink(&self.dir, name)?;
+        self.known.write().remove(name);
         Ok(())
     }
 
@@ -185,21 +193,23 @@ impl Index {
     /// # Errors
     /// Those of linkat(2) and setxattr(2).
     pub fn link_up(&self, keys: &Keys, entry: &Name, dir: impl AsFd, name: &Name) -> Result<()> {
-        self.settle(keys, entry)?;
         change::link(&self.dir, entry, dir, name)?;
         self.lower_count(keys, entry)
     }
 
-    /// A name that only the lower had is gone (or has become the upper's): one more name less.
+    /// A name that only the lower had is gone (or has become the upper's): one extra name less.
     ///
     /// # Errors
     /// Those of setxattr(2).
     pub fn lower_count(&self, keys: &Keys, entry: &Name) -> Result<()> {
+        let _counting = self.counting.lock();
         let at = self.at(entry);
-        if let Some(Record { name, count: Count::More(more) }) = Record::read(keys, &at)? {
-            Record { name, count: Count::More(more - 1) }.write(keys, &at)?;
-        }
-        Ok(())
+        let Some(Record { name, count }) = Record::read(keys, &at)? else { return Ok(()) };
+        let count = match count {
+            Count::Extra(extra) => Count::Extra(extra.saturating_sub(1)),
+            Count::Names(names) => Count::Names(names.saturating_sub(1)),
+        };
+        Record { name, count }.write(keys, &at)
     }
 
     /// Removes the entry if the union has no name left that leads to it.
@@ -209,7 +219,7 @@ impl Index {
     pub fn remove_if_last(&self, keys: &Keys, entry: &Name) -> Result<()> {
         let at = self.at(entry);
         let Some(record) = Record::read(keys, &at)? else { return Ok(()) };
-        if record.names(at.stat()?.nlink) == 0 {
+        if record.names(at.stat()?.nlink) <= 0 {
             change::unlink(&self.dir, entry)?;
             self.known.write().remove(entry);
         }
@@ -225,20 +235,6 @@ impl Index {
                 Err(Errno::NOENT) => {}
                 done => best_effort("remove the index", done),
             }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn records() {
-        for (text, names) in
-            [("=3 a", Some(3)), ("0 a", Some(2)), ("-1 a", Some(1)), ("-9 a", Some(0)), ("x a", None), ("1", None)]
-        {
-            assert_eq!(Record::parse(text).map(|record| record.names(2)), names, "{text}");
         }
     }
 }

@@ -264,6 +264,18 @@ impl Node {
     }
 }
 
+impl Drop for Node {
+    /// Lets go of the chain of parents in a loop, as `RealDir` does.
+    fn drop(&mut self) {
+        let mut links = std::mem::take(&mut self.body.get_mut().links);
+        while let Some(link) = links.pop() {
+            if let Some(mut parent) = Arc::into_inner(link.parent) {
+                links.append(&mut parent.body.get_mut().links);
+            }
+        }
+    }
+}
+
 impl Body {
     /// Where the real object is.
     ///

@@ -117,36 +117,57 @@ impl RealDir {
     /// # Errors
     /// `ESTALE` if something else has taken its place, `ENOENT` if it was never real; those of openat(2).
     pub fn fd(self: &Arc<Self>) -> Result<Arc<OwnedFd>> {
+        if let Some(fd) = self.held() {
+            return Ok(fd);
+        }
+        // Up to the first that is open and down again; in a loop, since a chain of directories can be longer than a
+        // thread's stack.
+        let mut closed = vec![self.clone()];
+        let mut fd = loop {
+            let Some(parent) = closed.last().and_then(|dir| dir.place()).map(|(parent, _)| parent) else {
+                return Err(Errno::STALE);
+            };
+            if let Some(fd) = parent.held() {
+                break fd;
+            }
+            closed.push(parent);
+        };
+        for dir in closed.iter().rev() {
+            fd = dir.open(&fd)?;
+        }
+        Ok(fd)
+    }
+
+    /// Its descriptor, if it has one now.
+    fn held(&self) -> Option<Arc<OwnedFd>> {
         if let Some(fd) = self.pinned.get() {
-            return Ok(fd.clone());
+            return Some(fd.clone());
         }
-        if let Some(fd) = &*self.fd.lock() {
-            self.used.store(true, Ordering::Relaxed);
-            return Ok(fd.clone());
+        let fd = self.fd.lock().clone()?;
+        self.used.store(true, Ordering::Relaxed);
+        Some(fd)
+    }
+
+    /// Opens it below its parent's descriptor, and keeps it.
+    fn open(self: &Arc<Self>, parent: &OwnedFd) -> Result<Arc<OwnedFd>> {
+        if self.presence == Presence::MarksOnly {
+            return Err(Errno::NOENT);
         }
-        let opened = Arc::new(self.open()?);
-        let fd = {
+        let (_, name) = self.place().ok_or(Errno::STALE)?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(parent, name.as_c_str(), flags, Mode::empty())?;
+        if stat(fd.as_fd(), c"", AtFlags::EMPTY_PATH)?.identity() != self.identity {
+            return Err(Errno::STALE);
+        }
+        let opened = {
             let mut slot = self.fd.lock();
             if let Some(fd) = &*slot {
                 return Ok(fd.clone());
             }
-            slot.insert(opened).clone()
+            slot.insert(Arc::new(fd)).clone()
         };
         self.fds.opened(Arc::downgrade(self));
-        Ok(fd)
-    }
-
-    fn open(self: &Arc<Self>) -> Result<OwnedFd> {
-        if self.presence == Presence::MarksOnly {
-            return Err(Errno::NOENT);
-        }
-        let (parent, name) = self.place.read().clone().ok_or(Errno::STALE)?;
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = rustix::fs::openat(parent.fd()?, name.as_c_str(), flags, Mode::empty())?;
-        if stat(fd.as_fd(), c"", AtFlags::EMPTY_PATH)?.identity() != self.identity {
-            return Err(Errno::STALE);
-        }
-        Ok(fd)
+        Ok(opened)
     }
 
     /// Gives the descriptor back unless it was asked for since the last call; returns whether it is still held.
@@ -237,5 +258,15 @@ impl RealDir {
             *self.impure.lock() = Some(true);
         }
         Ok(())
+    }
+}
+
+impl Drop for RealDir {
+    /// Lets go of the chain of parents in a loop: by recursion a long one would need more stack than a thread has.
+    fn drop(&mut self) {
+        let mut place = self.place.get_mut().take();
+        while let Some((parent, _)) = place {
+            place = Arc::into_inner(parent).and_then(|mut parent| parent.place.get_mut().take());
+        }
     }
 }

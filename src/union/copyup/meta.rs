@@ -8,12 +8,12 @@ use crate::union::error::{Errno, Result};
 use crate::union::marks::overlay::is_private;
 use crate::union::types::SetTime;
 
-/// Gives `to` the attributes of `from`, whose stat is `was`; `cut` if it does not get all of the data, which is a change
-/// and moves the time of change. Marks are not copied: they belong to a branch.
+/// Gives `to` the attributes of `from`, whose stat is `was`, but for the times. Marks are not copied: they belong to a
+/// branch.
 ///
 /// # Errors
-/// Those of chown(2), setxattr(2), chmod(2) and utimensat(2).
-pub fn copy(from: &At, was: &Stat, to: &At, cut: bool) -> Result<()> {
+/// Those of chown(2), setxattr(2) and chmod(2).
+pub fn copy(from: &At, was: &Stat, to: &At) -> Result<()> {
     let is = to.stat()?;
     if (is.uid, is.gid) != (was.uid, was.gid) {
         to.chown(Some(was.uid), Some(was.gid))?;
@@ -22,10 +22,7 @@ pub fn copy(from: &At, was: &Stat, to: &At, cut: bool) -> Result<()> {
     if !was.kind().is_symlink() {
         to.chmod(was.mode)?;
     }
-    if cut {
-        return to.set_times(Some(SetTime::At(was.atime)), Some(SetTime::Now));
-    }
-    copy_times(was, to)
+    Ok(())
 }
 
 /// Gives `to` the times of `was`.

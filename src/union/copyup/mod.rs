@@ -21,6 +21,7 @@ use crate::union::marks::origin;
 use crate::union::marks::overlay::Keys;
 use crate::union::name::Name;
 use crate::union::stage::{Stage, Staged};
+use crate::union::types::SetTime;
 
 /// What is copied.
 pub struct Source<'a> {
@@ -105,8 +106,12 @@ impl<'a> Workshop<'a> {
 
     fn finish(&self, source: &Source<'_>, copy: &At) -> Result<()> {
         self.mark_origin(source, copy)?;
-        let cut = source.stat.kind().is_file() && source.bytes < source.stat.size;
-        meta::copy(source.at, source.stat, copy, cut)
+        meta::copy(source.at, source.stat, copy)?;
+        if source.bytes < source.stat.size && source.stat.kind().is_file() {
+            // What shows up is the file after it was cut, whatever happens next.
+            return copy.set_times(None, Some(SetTime::Now));
+        }
+        meta::copy_times(source.stat, copy)
     }
 
     /// Records where the copy comes from. Without room for the mark the inode number changes at the next mount, which
@@ -130,6 +135,20 @@ impl<'a> Workshop<'a> {
 }
 
 impl Copy<'_> {
+    /// The copy, wherever it is now.
+    ///
+    /// # Errors
+    /// Those of fcntl(2).
+    pub fn at(&self) -> Result<At> {
+        Ok(match self {
+            Self::Unnamed(fd) => At::Fd(fd.clone()),
+            Self::Staged(staged) => {
+                let dir = rustix::io::fcntl_dupfd_cloexec(staged.dir(), 0)?;
+                At::Name(Arc::new(dir), staged.name.clone())
+            }
+        })
+    }
+
     /// Gives the copy its name in the upper.
     ///
     /// # Errors
@@ -142,20 +161,6 @@ impl Copy<'_> {
         }
     }
 
-    /// The copy, not yet published.
-    ///
-    /// # Errors
-    /// Those of dup(2).
-    pub fn at(&self) -> Result<At> {
-        match self {
-            Self::Unnamed(fd) => Ok(At::Fd(fd.clone())),
-            Self::Staged(staged) => {
-                let dir = Arc::new(rustix::io::fcntl_dupfd_cloexec(staged.dir(), 0)?);
-                Ok(At::Name(dir, staged.name.clone()))
-            }
-        }
-    }
-
     /// Keeps the copy without a name: for an object that has lost its own.
     ///
     /// # Errors
@@ -163,7 +168,10 @@ impl Copy<'_> {
     pub fn keep(self) -> Result<Arc<OwnedFd>> {
         match self {
             Self::Unnamed(fd) => Ok(fd),
-            Self::Staged(_) => self.at()?.open(OFlags::PATH).map(Arc::new),
+            Self::Staged(staged) => {
+                let dir = Arc::new(rustix::io::fcntl_dupfd_cloexec(staged.dir(), 0)?);
+                At::Name(dir, staged.name.clone()).open(OFlags::PATH).map(Arc::new)
+            }
         }
     }
 

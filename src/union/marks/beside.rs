@@ -22,6 +22,8 @@ pub const HIDDEN: Spelling = Spelling { prefix: "", suffix: "_HIDDEN~" };
 
 /// Begins the mark of a name that is too long for its own; the digest follows, 64 hexadecimal digits.
 const LONG: &str = ".cowfs-long.";
+/// Begins the mirrored name of a directory whose own would be a mark; the digest follows.
+const MIRRORED: &str = ".cowfs-dir.";
 
 /// What a mark says.
 #[derive(Debug, PartialEq, Eq)]
@@ -43,9 +45,7 @@ impl Spelling {
             mark.extend_from_slice(name.as_bytes());
         } else {
             mark.extend_from_slice(LONG.as_bytes());
-            for byte in Sha256::digest(name.as_bytes()) {
-                mark.extend_from_slice(format!("{byte:02x}").as_bytes());
-            }
+            mark.extend_from_slice(digest(name).as_bytes());
         }
         mark.extend_from_slice(self.suffix.as_bytes());
         Name::new(mark)
@@ -64,6 +64,21 @@ impl Spelling {
     }
 }
 
+/// What the directory `name` is called in a tree of marks. One called `x_HIDDEN~` would be the whiteout of `x` there.
+///
+/// # Errors
+/// None: the result always fits.
+pub fn mirrored(name: &Name) -> Result<Name> {
+    if HIDDEN.read(name.as_bytes()).is_none() {
+        return Ok(name.clone());
+    }
+    Name::new(format!("{MIRRORED}{}", digest(name)))
+}
+
+fn digest(name: &Name) -> String {
+    Sha256::digest(name.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -80,6 +95,16 @@ mod tests {
                     None => panic!("{mark:?} is not read"),
                 }
             }
+        }
+    }
+
+    #[test]
+    fn no_mirrored_directory_is_a_mark() {
+        for (name, same) in [("d", true), ("_HIDDEN~", true), ("d_HIDDEN~", false), ("d_HIDDEN~_HIDDEN~", false)] {
+            let name = Name::new(name).unwrap();
+            let mirrored = mirrored(&name).unwrap();
+            assert_eq!(HIDDEN.read(mirrored.as_bytes()), None, "{name:?}");
+            assert_eq!(mirrored == name, same, "{name:?}");
         }
     }
 

@@ -12,7 +12,7 @@ use rustix::fs::{AtFlags, Mode, OFlags};
 use crate::union::branch::at::stat;
 use crate::union::branch::{RealDir, change};
 use crate::union::error::{Errno, Result};
-use crate::union::marks::beside::HIDDEN;
+use crate::union::marks::beside::{HIDDEN, mirrored};
 use crate::union::name::Name;
 
 /// Mode of the mirrored directories, as unionfs-fuse makes them.
@@ -54,7 +54,7 @@ impl Mirror {
     pub fn find(&self, dir: &Arc<RealDir>) -> Result<Option<Arc<OwnedFd>>> {
         let Some(mut at) = self.root.lock().clone() else { return Ok(None) };
         for name in dir.path() {
-            match open_dir(&at, &name)? {
+            match open_dir(&at, &mirrored(&name)?)? {
                 Some(fd) => at = Arc::new(fd),
                 None => return Ok(None),
             }
@@ -66,7 +66,7 @@ impl Mirror {
     pub fn make(&self, branch: &Arc<RealDir>, dir: &Arc<RealDir>) -> Result<Arc<OwnedFd>> {
         let mut at = self.make_root(branch)?;
         for name in dir.path() {
-            at = Arc::new(make_dir(&at, &name)?);
+            at = Arc::new(make_dir(&at, &mirrored(&name)?)?);
         }
         Ok(at)
     }
@@ -90,7 +90,7 @@ impl Mirror {
     /// Whether there may be marks about names in the directory `name` of `dir`.
     pub fn reaches(&self, dir: &Arc<RealDir>, name: &Name) -> Result<bool> {
         let Some(marks) = self.find(dir)? else { return Ok(false) };
-        Ok(open_dir(&marks, name)?.is_some())
+        Ok(open_dir(&marks, &mirrored(name)?)?.is_some())
     }
 }
 

@@ -6,7 +6,7 @@ use rustix::fs::OFlags;
 
 use crate::sys::ioctl;
 use crate::union::engine::Union;
-use crate::union::error::{During, Errno, Result};
+use crate::union::error::{During, Errno, Result, best_effort};
 use crate::union::fault::step;
 use crate::union::node::Node;
 use crate::union::types::{Attr, Caller, HandleId, NodeId, SetAttr};
@@ -51,6 +51,20 @@ impl Union {
     /// Cuts or grows the upper's file, and takes set-id bits away as truncate(2) does.
     pub(super) fn truncate(&self, node: &Arc<Node>, size: u64, caller: &Caller) -> Result<()> {
         self.drop_set_id(node, caller)?;
+        let done = self.cut(node, size);
+        match done {
+            // A copy made for this has that size already: only the times were to be set, and the old data are gone.
+            Err(Errno::IO | Errno::NOSPC | Errno::DQUOT | Errno::MFILE | Errno::NFILE)
+                if node.with(|at| at.stat())?.size == size =>
+            {
+                best_effort("set the times of a file that was cut", done);
+            }
+            done => done?,
+        }
+        Ok(())
+    }
+
+    fn cut(&self, node: &Arc<Node>, size: u64) -> Result<()> {
         let fd = node.with(|at| at.open(OFlags::WRONLY | OFlags::NONBLOCK))?;
         step("truncate")?;
         rustix::fs::ftruncate(&fd, size)

@@ -155,7 +155,8 @@ impl Union {
         }
         let at = body.at()?;
         let record = Record::read(&self.stack.upper()?.writer.keys, &at)?;
-        Ok(record.map_or(stat.nlink, |record| record.names(stat.nlink)))
+        let names = record.map_or(stat.nlink.into(), |record| record.names(stat.nlink));
+        Ok(u32::try_from(names.max(0)).unwrap_or(u32::MAX))
     }
 
     /// The answer to a look-up or a creation.
@@ -165,9 +166,10 @@ impl Union {
 
     /// Makes the upper's directory `dir` look untouched again: names change in it that the union does not see change.
     fn keep_times<T>(&self, dir: &Arc<RealDir>, act: impl FnOnce() -> Result<T>) -> Result<T> {
-        let was = dir.itself()?.stat()?;
+        let itself = dir.itself()?;
+        let was = itself.stat()?;
         let done = act()?;
-        best_effort("put back the times of a directory", crate::union::copyup::meta::copy_times(&was, &dir.itself()?));
+        best_effort("put back the times of a directory", crate::union::copyup::meta::copy_times(&was, &itself));
         Ok(done)
     }
 }

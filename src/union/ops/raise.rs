@@ -62,7 +62,9 @@ impl Union {
             return Ok(());
         }
         let dir = link.parent.upper_dir(&self.stack).ok_or(Errno::STALE)?;
-        let fresh = self.publish(upper, copy, &dir, &link.name)?;
+        let fresh = copy.at()?.stat()?;
+        self.adopt(node, &copy, &dir, &fresh);
+        self.publish(upper, copy, &dir, &link.name)?;
         let mut body = node.body.write();
         body.layers.retain(|layer| !self.stack.is_upper(layer.branch));
         body.layers.insert(0, dir.child(&link.name, &fresh, crate::union::branch::Presence::Real, false));
@@ -79,20 +81,22 @@ impl Union {
     }
 
     /// Shows a copy under `name` in `dir`; the directory keeps its times, since nothing changed for the union.
-    fn publish(&self, upper: &Upper, copy: Copy<'_>, dir: &Arc<RealDir>, name: &Name) -> Result<Stat> {
+    ///
+    /// Nothing may fail once it is done: the node would go on as the lower object, and never be copied up again.
+    fn publish(&self, upper: &Upper, copy: Copy<'_>, dir: &Arc<RealDir>, name: &Name) -> Result<()> {
         // Before the copy is seen: a listing that shows the name must show the right number.
         self.mark_impure(upper, dir)?;
-        self.keep_times(dir, || copy.publish(&upper.stage, dir.fd()?, name)).during("publish a copy", name)?;
-        dir.at(name)?.stat()
+        self.keep_times(dir, || copy.publish(&upper.stage, dir.fd()?, name)).during("publish a copy", name)
     }
 
-    /// Without an origin mark (`user.*` attributes are for files and directories only), memory has to tell that this is
-    /// the same object still.
-    fn adopt(&self, upper: &Upper, node: &Node, at: &At, identity: (u64, u64)) -> Result<()> {
-        if upper.writer.keys.user && at.xattr(&upper.writer.keys.origin)?.is_none() {
-            self.table.adopt(identity, node.id);
+    /// Where a look-up of the copy would not come to `node` (no origin mark on it, or the node has an alias), memory has
+    /// to tell that this is the same object still.
+    fn adopt(&self, node: &Node, copy: &Copy<'_>, dir: &RealDir, fresh: &Stat) {
+        let shown = copy.at().and_then(|at| self.numbers.shown(&self.stack, dir, &at, fresh.identity()));
+        if shown.is_ok_and(|ino| ino.0 == node.id.0) {
+            return;
         }
-        Ok(())
+        self.table.adopt(fresh.identity(), node.id);
     }
 
     /// `dir` holds, or is about to hold, an object that shows another inode number than its own.
@@ -140,30 +144,52 @@ impl Union {
         };
         let copy = self.copy(upper, &from, &at, &stat, bytes)?;
         let _names = link.parent.children.write();
-        if !node.body.read().has_link(&link.parent, &link.name) {
+        // From here on, since a look-up that finds the copy by the index has to find it in this node.
+        let mut body = node.body.write();
+        if !body.has_link(&link.parent, &link.name) {
             return Ok(());
         }
-        let mut entry = None;
-        if let Some((index, name)) = self.index_entry(&from, &stat)? {
-            let names = stat.nlink.saturating_sub(node.body.read().gone);
-            index.add(&upper.writer.keys, &name, &copy, names).during("index", &name)?;
-            entry = Some(index.at(&name));
+        let fresh = copy.at()?.stat()?;
+        let entry = self.enter_index(upper, (&from, &stat), &copy, body.gone)?;
+        self.adopt(node, &copy, &dir, &fresh);
+        if let Err(errno) = self.publish(upper, copy, &dir, &link.name) {
+            if let (Some(index), Some(entry)) = (&self.index, &entry) {
+                self.tidy("take a copy out of the index", index.withdraw(entry));
+            }
+            return Err(errno);
         }
-        let fresh = self.publish(upper, copy, &dir, &link.name)?;
-        self.adopt(upper, node, &dir.at(&link.name)?, fresh.identity())?;
-        if let (Some(At::Name(_, entry)), Some(index)) = (&entry, &self.index) {
-            // Left undone it is done before the next change of names.
-            self.tidy("settle the count of names", index.settle(&upper.writer.keys, entry));
+        body.index = None;
+        if let (Some(index), Some(entry)) = (&self.index, entry) {
+            self.tidy("count names", index.settle(&upper.writer.keys, &entry));
+            body.index = Some(index.at(&entry));
         }
-        let mut body = node.body.write();
         body.remember(Link { branch: Stack::UPPER, ..link.clone() });
-        body.index = entry;
         body.before = Some(body.identity);
         body.branch = Stack::UPPER;
         body.identity = fresh.identity();
         body.gone = 0;
         node.replaced();
         Ok(())
+    }
+
+    /// Enters the copy of a file with several lower names into the index; `gone` of the names have been deleted. Without
+    /// room for the record the names go apart at the next mount, which is no reason to refuse the write.
+    fn enter_index(
+        &self,
+        upper: &Upper,
+        (from, stat): (&RealDir, &Stat),
+        copy: &Copy<'_>,
+        gone: u32,
+    ) -> Result<Option<Name>> {
+        let Some((index, name)) = self.index_entry(from, stat)? else { return Ok(None) };
+        match index.add(&upper.writer.keys, &name, copy, stat.nlink.saturating_sub(gone)) {
+            Ok(()) => Ok(Some(name)),
+            Err(Errno::OPNOTSUPP | Errno::PERM | Errno::ACCESS) => {
+                log::debug!("{name:?}: not in the index");
+                Ok(None)
+            }
+            Err(errno) => Err(errno).during("index", &name),
+        }
     }
 
     /// A name that no longer leads to the node's file: forgotten, or `ESTALE` if the file is still said to be there.

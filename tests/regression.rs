@@ -1,0 +1,180 @@
+//! What was once wrong, one test a mistake; each says what went wrong and for whom.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod kit;
+
+use std::ffi::OsStr;
+use std::sync::Arc;
+
+use cowfs::union::Union;
+use cowfs::union::fault::{self, Action};
+use cowfs::union::options::Format;
+use cowfs::union::types::{Caller, NodeId};
+use kit::{Dcache, EngineFs, Errno, Fs, OFlags, Stack, Tree};
+
+fn empty() -> Tree {
+    Tree::new(1)
+}
+
+fn lower() -> Tree {
+    Tree::new(2)
+}
+
+fn engine(stack: &Stack) -> EngineFs {
+    stack.engine(Dcache::Keep)
+}
+
+fn each_format(trees: &[Tree], story: impl Fn(&EngineFs, &Stack)) {
+    for (word, format) in Format::ALL {
+        let stack = Stack::new(format, trees);
+        println!("{word}");
+        story(&engine(&stack), &stack);
+    }
+}
+
+/// A tenant's chain of directories, each in the one before, once cost the daemon its stack: when a directory's
+/// descriptors had been given back it opened its parents by recursion, and forgetting the chain dropped them so.
+#[test]
+fn a_chain_of_directories_deeper_than_the_stack() {
+    const DEPTH: usize = 20_000;
+    let stack = Stack::new(Format::Overlay, &[empty(), lower()]);
+    let fs = engine(&stack);
+    let union = fs.union();
+    let dive = |union: Arc<Union>| {
+        let name = OsStr::new("d");
+        let mut at = NodeId::ROOT;
+        for _ in 0..DEPTH {
+            at = union.mkdir(at, name, 0o755, &Caller::ROOT).unwrap().node;
+        }
+        // More than there may be open directories.
+        for number in 0..17_000 {
+            let node = union.mkdir(NodeId::ROOT, OsStr::new(&format!("{number}")), 0o755, &Caller::ROOT).unwrap().node;
+            assert_eq!(union.lookup(node, OsStr::new("no")), Err(Errno::NOENT));
+        }
+        union.mkdir(at, name, 0o755, &Caller::ROOT).unwrap();
+        assert_eq!(union.lookup(at, OsStr::new("no")), Err(Errno::NOENT));
+    };
+    // A quarter of what the daemon's threads have.
+    let small = || std::thread::Builder::new().stack_size(512 << 10);
+    small().spawn(move || dive(union)).unwrap().join().unwrap();
+    small().spawn(move || fs.unmount(false)).unwrap().join().unwrap();
+    let removed = std::process::Command::new("rm").arg("-rf").arg(stack.path(0)).status().unwrap();
+    assert!(removed.success());
+}
+
+/// overlayfs with metacopy=on leaves files without data. Opened for writing, such a file of a lower branch was copied up
+/// as zeros, which hid the data for good.
+#[test]
+fn a_file_without_its_data_is_not_copied_up() {
+    let middle = Tree::new(2).file("f", "????????????").xattr("trusted.overlay.metacopy", "");
+    let stack = Stack::new(Format::Overlay, &[empty(), middle, Tree::new(3).file("f", "twelve bytes")]);
+    let fs = engine(&stack);
+    assert_eq!(fs.open(b"f", OFlags::RDWR, 0).err(), Some(Errno::IO));
+    assert_eq!(fs.chmod(b"f", 0o600), Err(Errno::IO));
+    assert_eq!(fs.truncate(b"f", 3), Err(Errno::IO));
+    assert!(!stack.path(0).join("f").exists());
+    fs.write_at(b"f", OFlags::WRONLY | OFlags::TRUNC, 0, b"new").unwrap();
+    assert_eq!(fs.read(b"f").unwrap(), b"new");
+}
+
+/// When an indexed file could not be published after its cut copy was in the index, the next mount found the copy there:
+/// a failed O_TRUNC had emptied the file under all of its names.
+#[test]
+fn a_failed_truncation_of_a_linked_file_changes_nothing() {
+    each_format(&[empty(), lower().file("h1", "linked").link("h1", "h2")], |_, stack| {
+        for at in 0.. {
+            let stack = Stack::new(stack.format, &[empty(), lower().file("h1", "linked").link("h1", "h2")]);
+            let fs = engine(&stack);
+            fault::arm(at, Action::Fail(Errno::NOSPC));
+            let done = fs.open(b"h1", OFlags::WRONLY | OFlags::TRUNC, 0);
+            let steps = fault::disarm();
+            if let Ok(fd) = done {
+                fs.close(fd).unwrap();
+            } else {
+                for name in [&b"h1"[..], b"h2"] {
+                    assert_eq!(fs.read(name).unwrap(), b"linked", "step {at}, at once");
+                }
+                fs.remount();
+                for name in [&b"h1"[..], b"h2"] {
+                    assert_eq!(fs.read(name).unwrap(), b"linked", "step {at}, after a remount");
+                }
+            }
+            if steps <= at {
+                break;
+            }
+        }
+    });
+}
+
+/// A crash between the index and the publishing of a copy left a count of names that was too low by one: when one of two
+/// names was deleted later, the copy went with it and the other name showed the old lower file again.
+#[test]
+fn a_crash_while_indexing_loses_no_name() {
+    let trees = [empty(), lower().file("h1", "old").link("h1", "h2")];
+    for (_, format) in Format::ALL {
+        let stack = Stack::new(format, &trees);
+        let fs = engine(&stack);
+        // Stands for the crash: everything up to the publishing has happened, and nothing was tidied after it.
+        let child = |at| {
+            std::process::Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", "crash_while_indexing_child", "--nocapture"])
+                .env("COWFS_REGRESSION_JOB", format!("{at} {} {}", format.word(), stack.dir().display()))
+                .status()
+                .unwrap()
+        };
+        drop(fs);
+        for at in 0.. {
+            let _ = std::fs::remove_dir_all(stack.path(0));
+            std::fs::create_dir(stack.path(0)).unwrap();
+            let status = child(at);
+            if status.code() != Some(fault::DIED) {
+                assert!(status.success(), "{status}");
+                break;
+            }
+            let fs = engine(&stack);
+            fs.write_at(b"h1", OFlags::WRONLY, 0, b"new").unwrap();
+            fs.remount();
+            fs.unlink(b"h1").unwrap();
+            assert_eq!(fs.read(b"h2").unwrap(), b"new", "died at step {at}");
+            fs.remount();
+            assert_eq!(fs.read(b"h2").unwrap(), b"new", "died at step {at}, remounted");
+            fs.unmount(true);
+        }
+    }
+}
+
+#[test]
+fn crash_while_indexing_child() {
+    let Ok(job) = std::env::var("COWFS_REGRESSION_JOB") else { return };
+    let [at, word, dir] = *job.split(' ').collect::<Vec<_>>() else { panic!() };
+    let format = Format::ALL.into_iter().find(|(known, _)| *known == word).unwrap().1;
+    let branch = |place: usize| kit::enginefs::BranchPath {
+        path: std::path::Path::new(dir).join(format!("branch{place}")),
+        writable: place == 0,
+        oci_whiteouts: false,
+    };
+    let options = cowfs::union::options::Options { format: Some(format), volatile: true, ..Default::default() };
+    let fs = EngineFs::try_new(vec![branch(0), branch(1)], options, Dcache::Keep).unwrap();
+    fault::arm(at.parse().unwrap(), Action::Die);
+    fs.chmod(b"h1", 0o600).unwrap();
+}
+
+/// A name that ends as the marks of unionfs-fuse do: deleting in such a directory made a directory in the marks' tree that
+/// was the whiteout of another one.
+#[test]
+fn a_directory_named_like_a_mark() {
+    let trees = [empty(), lower().file("d/kept", "1").file("d_HIDDEN~/x", "2").file("f", "3").file("f_HIDDEN~/x", "4")];
+    each_format(&trees, |fs, _| {
+        fs.unlink(b"d_HIDDEN~/x").unwrap();
+        fs.unlink(b"f").unwrap();
+        fs.unlink(b"f_HIDDEN~/x").unwrap();
+        for _ in 0..2 {
+            assert_eq!(fs.names(b""), ["d", "d_HIDDEN~", "f_HIDDEN~"]);
+            assert_eq!(fs.read(b"d/kept").unwrap(), b"1");
+            assert_eq!(fs.names(b"d_HIDDEN~"), [""; 0]);
+            assert_eq!(fs.names(b"f_HIDDEN~"), [""; 0]);
+            assert_eq!(fs.read(b"d_HIDDEN~/x"), Err(Errno::NOENT));
+            fs.remount();
+        }
+    });
+}
