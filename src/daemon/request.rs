@@ -39,6 +39,19 @@ pub struct MountFlags {
     pub dirsync: bool,
 }
 
+/// A change of a mounted union's flags.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RemountRequest {
+    /// Where the union is mounted.
+    pub mountpoint: PathBuf,
+    /// All flags that it is to have from now on, as mount(8) hands them over: those it has, and what is asked for.
+    pub flags: MountFlags,
+    /// `allow_other` was named: cannot be given to a mounted union.
+    pub allow_other: bool,
+    /// `subtype=`: the type in the mount table is `fuse.SUBTYPE`; default `cowfs`.
+    pub subtype: Option<String>,
+}
+
 /// All that the daemon needs to start.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct MountRequest {
