@@ -154,6 +154,8 @@ fn conclude(typed: Typed) -> MountRequest {
     request.flags.suid |= typed.suid.is_none() && request.container;
     request.engine.redirect = typed.redirect.unwrap_or(!request.container);
     request.noacl |= !request.default_permissions;
+    // An engine means the new mount by it, and mounts where the machine's own tree is the parent.
+    request.private.take_if(|_| request.container);
     request
 }
 
@@ -163,7 +165,7 @@ mod tests {
 
     use super::*;
     use crate::cli::parse;
-    use crate::daemon::request::MountFlags;
+    use crate::daemon::request::{MountFlags, Private};
     use crate::union::options::{Format, Options};
 
     fn parsed(args: &[&str]) -> Result<MountRequest, String> {
@@ -332,7 +334,7 @@ mod tests {
     #[test]
     fn each_option_with_an_effect() {
         type Change = fn(&mut MountRequest);
-        let rows: [(&str, Change); 34] = [
+        let rows: [(&str, Change); 36] = [
             ("allow_other", |r| r.allow_other = true),
             ("allow_root", |r| r.allow_root = true),
             ("auto_unmount", |r| r.auto_unmount = true),
@@ -340,6 +342,8 @@ mod tests {
             ("noacl", |r| r.noacl = true),
             ("ro", |r| r.flags.read_only = true),
             ("suid", |r| r.flags.suid = true),
+            ("private", |r| r.private = Some(Private::Parent)),
+            ("rprivate", |r| r.private = Some(Private::All)),
             ("dev", |r| r.flags.dev = true),
             ("noexec", |r| r.flags.noexec = true),
             ("noatime,nodiratime", |r| (r.flags.noatime, r.flags.nodiratime) = (true, true)),

@@ -11,7 +11,7 @@ use crate::cli::branches::{branches, lower_dirs};
 use crate::cli::text::{path, positions, quote};
 use crate::cli::values::{FOREIGN_IDS, Given};
 use crate::cli::values::{format, is_off, number, on_off, redirect_dir, seconds, threads, utf8, zero_one};
-use crate::daemon::request::{BranchArg, MountRequest};
+use crate::daemon::request::{BranchArg, MountRequest, Private};
 
 /// What the options said; what it amounts to together with the positionals is `mount`'s to say.
 #[derive(Default)]
@@ -179,8 +179,8 @@ const KNOWN: &[(&str, Effect)] = &[
     ("users", Nothing),
     ("nousers", Nothing),
     ("_netdev", Nothing),
-    ("private", Nothing),
-    ("rprivate", Nothing),
+    ("private", Switch(|t| t.request.private = Some(Private::Parent))),
+    ("rprivate", Switch(|t| t.request.private = Some(Private::All))),
     ("shared", Nothing),
     ("rshared", Nothing),
     ("slave", Nothing),

@@ -4,11 +4,11 @@
 //! way (one of the two is a bind mount), where /proc can tell.
 
 use std::ffi::OsString;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
 
 use crate::daemon::resolve::{Checked, Id, Place, describe};
@@ -75,6 +75,32 @@ fn walk_up(start: BorrowedFd<'_>, id: Id) -> Result<Vec<Id>, Errno> {
 pub(crate) fn mount_id(fd: BorrowedFd<'_>) -> Result<u64, Errno> {
     let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
     Ok(rustix::fs::statx(fd, "", flags, StatxFlags::MNT_ID)?.stx_mnt_id)
+}
+
+/// The root of the mount that `dir` was reached through.
+///
+/// # Errors
+/// `EINVAL` if it lies above the root of this process; `ESTALE` if other mounts hide the way to it; else as openat(2).
+pub(crate) fn mount_root(dir: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    let mut here = rustix::io::fcntl_dupfd_cloexec(dir, 3)?;
+    let (mount, mut id) = (mount_id(dir)?, Id::of(dir)?);
+    for _ in 0..DEEPEST {
+        let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+        if rustix::fs::statx(&here, "", flags, StatxFlags::INO)?.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) {
+            return Ok(here);
+        }
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let parent = rustix::fs::openat(&here, "..", flags, Mode::empty())?;
+        let above = Id::of(parent.as_fd())?;
+        if mount_id(parent.as_fd())? != mount {
+            return Err(Errno::STALE);
+        }
+        if above == id {
+            return Err(Errno::INVAL);
+        }
+        (here, id) = (parent, above);
+    }
+    Err(Errno::LOOP)
 }
 
 /// The absolute path of a descriptor, as the kernel knows it.
