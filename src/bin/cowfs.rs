@@ -8,6 +8,7 @@ use cowfs::cli::{Command, USAGE_STATUS, help, parse, version};
 fn main() -> ExitCode {
     match parse(std::env::args_os()) {
         Ok(Command::Mount(request)) => cowfs::daemon::start::run(*request),
+        Ok(Command::Remount(request)) => cowfs::daemon::remount::run(&request),
         Ok(Command::Fake) => ExitCode::SUCCESS,
         Ok(Command::Help) => print(help()),
         Ok(Command::Version) => print(version()),

@@ -23,6 +23,8 @@ pub(super) struct Words {
     pub single_thread: bool,
     /// `-f`, called as mount.cowfs.
     pub fake: bool,
+    /// mount(8) calls, as mount.cowfs.
+    pub helper: bool,
 }
 
 /// What the words amount to.
@@ -43,7 +45,7 @@ fn is_mount_helper(program: &OsString) -> bool {
 /// Sorts the words of a command line, the program's name first.
 pub(super) fn read(mut args: impl Iterator<Item = OsString>) -> Result<Line, UsageError> {
     let helper = args.next().is_some_and(|program| is_mount_helper(&program));
-    let mut words = Words::default();
+    let mut words = Words { helper, ..Words::default() };
     let mut args = args.map(OsString::into_vec);
     while let Some(arg) = args.next() {
         match &arg[..] {

@@ -13,7 +13,7 @@ mod values;
 
 use std::ffi::OsString;
 
-use crate::daemon::request::MountRequest;
+use crate::daemon::request::{MountRequest, RemountRequest};
 
 pub use help::{help, version};
 
@@ -22,6 +22,8 @@ pub use help::{help, version};
 pub enum Command {
     /// Mount a union.
     Mount(Box<MountRequest>),
+    /// Change the flags of a mounted union.
+    Remount(RemountRequest),
     /// Called as `mount.cowfs -f`: the line is in order, and nothing is to be mounted (`mount --fake`).
     Fake,
     /// Print the help.
@@ -54,8 +56,8 @@ pub fn parse(args: impl Iterator<Item = OsString>) -> Result<Command, UsageError
         argv::Line::Version => Ok(Command::Version),
         argv::Line::Words(words) => {
             let fake = words.fake;
-            let request = mount::request(words)?;
-            Ok(if fake { Command::Fake } else { Command::Mount(Box::new(request)) })
+            let command = mount::command(words)?;
+            Ok(if fake { Command::Fake } else { command })
         }
     }
 }
@@ -100,6 +102,7 @@ mod tests {
                 "-1",
                 "x-",
                 "allow_other",
+                "remount",
                 "\u{1b}[2J",
                 "\n",
             ])
@@ -123,6 +126,7 @@ mod tests {
                     prop_assert!(request.branches.iter().skip(1).all(|branch| !branch.writable));
                     prop_assert!(request.branches.iter().all(|branch| !branch.path.as_os_str().is_empty()));
                 }
+                Ok(Command::Remount(request)) => prop_assert!(!request.mountpoint.as_os_str().is_empty()),
                 Ok(Command::Fake | Command::Help | Command::Version) => {}
                 Err(error) => {
                     let line = error.to_string();

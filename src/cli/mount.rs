@@ -6,17 +6,19 @@
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 
+use crate::cli::Command;
 use crate::cli::UsageError;
 use crate::cli::argv::Words;
 use crate::cli::branches::branches;
 use crate::cli::options::{self, Typed};
 use crate::cli::text::quote;
-use crate::daemon::request::{BranchArg, MountRequest};
+use crate::daemon::request::{BranchArg, MountRequest, RemountRequest};
 
 const FORM: &str = "cowfs [-o OPTIONS] BRANCH[=RO|RW][:BRANCH...] MOUNTPOINT";
+const REMOUNT_FORM: &str = "mount -o remount,ro|rw[,FLAG...] MOUNTPOINT";
 
-/// The request that these words make.
-pub(super) fn request(words: Words) -> Result<MountRequest, UsageError> {
+/// What these words ask for.
+pub(super) fn command(words: Words) -> Result<Command, UsageError> {
     let mut typed = Typed::default();
     typed.request.default_permissions = true;
     if words.single_thread {
@@ -27,13 +29,40 @@ pub(super) fn request(words: Words) -> Result<MountRequest, UsageError> {
             options::apply(&option, &mut typed)?;
         }
     }
+    // mount(8) says every flag that it wants off; another caller gets what is safe.
+    let default = words.helper;
+    typed.request.flags.dev = typed.dev.unwrap_or(default);
+    typed.request.flags.suid = typed.suid.unwrap_or(default);
+    if typed.remount {
+        return remount(typed.request, words.positionals).map(Command::Remount);
+    }
+    if let Some(text) = &typed.fd {
+        let message = "give /dev/fd/N as the mountpoint to hand over a mounted /dev/fuse";
+        return Err(UsageError::new(format!("option {}: {message}", quote(text))));
+    }
     typed.request.foreground = words.foreground;
     typed.request.debug |= words.debug;
     if typed.request.allow_other && typed.request.allow_root {
         return Err(UsageError::new("options 'allow_other' and 'allow_root' exclude each other: give one"));
     }
     place(&mut typed, words.positionals)?;
-    Ok(conclude(typed))
+    Ok(Command::Mount(Box::new(conclude(typed))))
+}
+
+/// `[SOURCE] MOUNTPOINT` with `remount`. mount(8) hands over the mount table's source and options, and those of
+/// /etc/fstab, which mean nothing here: FUSE changes the kernel's flags only.
+fn remount(typed: MountRequest, mut positionals: Vec<Vec<u8>>) -> Result<RemountRequest, UsageError> {
+    if let Some(extra) = positionals.get(2) {
+        return Err(UsageError::new(format!("{} is one word too many: {REMOUNT_FORM}", quote(extra))));
+    }
+    let mountpoint = positionals.pop().filter(|mountpoint| !mountpoint.is_empty());
+    let mountpoint = mountpoint.ok_or_else(|| UsageError::new(format!("no mountpoint given: {REMOUNT_FORM}")))?;
+    Ok(RemountRequest {
+        mountpoint: OsString::from_vec(mountpoint).into(),
+        flags: typed.flags,
+        allow_other: typed.allow_other,
+        subtype: typed.subtype,
+    })
 }
 
 /// Puts branches and mountpoint in place.
@@ -122,9 +151,11 @@ fn conclude(typed: Typed) -> MountRequest {
     }
     // A container's programs count on set-uid without its engine's saying so; its engine reads the upper itself and
     // knows no redirects.
-    request.flags.suid = typed.suid.unwrap_or(request.container);
+    request.flags.suid |= typed.suid.is_none() && request.container;
     request.engine.redirect = typed.redirect.unwrap_or(!request.container);
     request.noacl |= !request.default_permissions;
+    // An engine means the new mount by it, and mounts where the machine's own tree is the parent.
+    request.private.take_if(|_| request.container);
     request
 }
 
@@ -133,8 +164,8 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::cli::{Command, parse};
-    use crate::daemon::request::MountFlags;
+    use crate::cli::parse;
+    use crate::daemon::request::{MountFlags, Private};
     use crate::union::options::{Format, Options};
 
     fn parsed(args: &[&str]) -> Result<MountRequest, String> {
@@ -303,7 +334,7 @@ mod tests {
     #[test]
     fn each_option_with_an_effect() {
         type Change = fn(&mut MountRequest);
-        let rows: [(&str, Change); 34] = [
+        let rows: [(&str, Change); 36] = [
             ("allow_other", |r| r.allow_other = true),
             ("allow_root", |r| r.allow_root = true),
             ("auto_unmount", |r| r.auto_unmount = true),
@@ -311,6 +342,8 @@ mod tests {
             ("noacl", |r| r.noacl = true),
             ("ro", |r| r.flags.read_only = true),
             ("suid", |r| r.flags.suid = true),
+            ("private", |r| r.private = Some(Private::Parent)),
+            ("rprivate", |r| r.private = Some(Private::All)),
             ("dev", |r| r.flags.dev = true),
             ("noexec", |r| r.flags.noexec = true),
             ("noatime,nodiratime", |r| (r.flags.noatime, r.flags.nodiratime) = (true, true)),
@@ -359,7 +392,7 @@ mod tests {
     /// Rows: the arguments, and what the message holds.
     #[test]
     fn refusals() {
-        let rows: [(&[&str], &str); 36] = [
+        let rows: [(&[&str], &str); 40] = [
             (&[], "no branches and no mountpoint given: cowfs [-o"),
             (&["-o", "allow_other"], "no branches and no mountpoint given"),
             (&["/m"], "only '/m' given, of branches and mountpoint"),
@@ -394,13 +427,71 @@ mod tests {
             (&["A", "/m", "-osquash_to_uid=7"], "option 'squash_to_uid=7': ids are not mapped yet"),
             (&["A", "/m", "-oxattr_permissions=2"], "not supported yet"),
             (&["A", "/m", "-oumask=022"], "option 'umask=022': owners and modes"),
-            (&["A", "/m", "-oremount,ro"], "option 'remount': not supported yet"),
+            (&["A", "/m", "-ofd=3"], "option 'fd=3': give /dev/fd/N as the mountpoint"),
+            (&["-oremount,ro"], "no mountpoint given: mount -o remount"),
+            (&["A", "", "-oremount,ro"], "no mountpoint given: mount -o remount"),
+            (&["A", "/m", "B", "-oremount,ro"], "'B' is one word too many"),
+            (&["A", "/m", "-oremount,rx"], "unknown option 'rx'"),
             (&["A", "/m", "-o", "bad\u{1b}[2J"], r"unknown option 'bad\u{1b}[2J'"),
         ];
         for (args, expected) in rows {
             let result = parsed(args);
             assert!(result.as_ref().is_err_and(|error| error.contains(expected)), "{args:?}: {result:?}");
             assert!(result.is_err_and(|error| error.lines().count() == 1), "{args:?}");
+        }
+    }
+
+    /// As mount(8) calls, word for word.
+    #[test]
+    fn remounts() {
+        let flags = MountFlags { read_only: true, ..MountFlags::default() };
+        let all = MountFlags { suid: true, dev: true, ..flags };
+        let request =
+            |flags, allow_other| RemountRequest { mountpoint: "/m".into(), flags, allow_other, subtype: None };
+        let table = "user_id=0,group_id=0,default_permissions,allow_other,max_read=131072,blksize=4096";
+        let rows: [(&[&str], RemountRequest); 9] = [
+            (&["cowfs", "a=RO:b=RW", "/m", "-o", &format!("ro,relatime,remount,{table},dev,suid")], request(all, true)),
+            (&["cowfs", "a=RO:b=RW", "/m", "-o", &format!("ro,nosuid,nodev,remount,{table}")], request(flags, true)),
+            (&["cowfs", "a", "/m", "-o", "rw,remount,cow,chroot=/ns,dev,suid"], {
+                request(MountFlags { read_only: false, ..all }, false)
+            }),
+            (&["cowfs", "overlay", "/m", "-o", "ro,remount,lowerdir=A,upperdir=B,workdir=C,rootmode=40000,fd=3"], {
+                request(flags, false)
+            }),
+            (&["cowfs", "cut off=RO:/b=X:", "/m", "-o", "remount,ro"], request(flags, false)),
+            (&["cowfs", "-oremount,ro,rw,noexec,noatime,nodiratime,sync,dirsync", "/m"], {
+                let noexec = MountFlags { noexec: true, noatime: true, nodiratime: true, ..flags };
+                request(MountFlags { read_only: false, sync: true, dirsync: true, ..noexec }, false)
+            }),
+            (&["mount.cowfs", "a", "/m", "-o", "ro,remount"], request(all, false)),
+            (&["mount.cowfs", "a", "/m", "-o", "ro,nosuid,nodev,remount"], request(flags, false)),
+            (&["cowfs", "a", "/m", "-oremount,ro,subtype=x"], {
+                RemountRequest { subtype: Some("x".into()), ..request(flags, false) }
+            }),
+        ];
+        for (args, expected) in rows {
+            assert_eq!(parse(args.iter().map(OsString::from)), Ok(Command::Remount(expected)), "{args:?}");
+        }
+        let fake = parse(["mount.cowfs", "a", "/m", "-f", "-o", "ro,remount"].iter().map(OsString::from));
+        assert_eq!(fake, Ok(Command::Fake));
+    }
+
+    /// What mount(8) leaves out it wants on; what another caller leaves out stays off.
+    #[test]
+    fn suid_and_dev() {
+        for (program, option, suid, dev) in [
+            ("cowfs", "cow", false, false),
+            ("cowfs", "suid,dev", true, true),
+            ("mount.cowfs", "rw", true, true),
+            ("/sbin/mount.fuse.cowfs", "rw", true, true),
+            ("mount.cowfs", "rw,nosuid", false, true),
+            ("mount.cowfs", "nodev,rw", true, false),
+            ("mount.cowfs", "rw,noexec,nosuid,nodev", false, false),
+            ("mount.cowfs", "rw,nosuid,suid", true, true),
+        ] {
+            let args = [program, "A=RW", "/m", "-o", option].map(OsString::from);
+            let Ok(Command::Mount(request)) = parse(args.into_iter()) else { panic!("{program} {option}") };
+            assert_eq!((request.flags.suid, request.flags.dev), (suid, dev), "{program} {option}");
         }
     }
 

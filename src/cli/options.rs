@@ -11,7 +11,7 @@ use crate::cli::branches::{branches, lower_dirs};
 use crate::cli::text::{path, positions, quote};
 use crate::cli::values::{FOREIGN_IDS, Given};
 use crate::cli::values::{format, is_off, number, on_off, redirect_dir, seconds, threads, utf8, zero_one};
-use crate::daemon::request::{BranchArg, MountRequest};
+use crate::daemon::request::{BranchArg, MountRequest, Private};
 
 /// What the options said; what it amounts to together with the positionals is `mount`'s to say.
 #[derive(Default)]
@@ -28,6 +28,12 @@ pub(super) struct Typed {
     pub redirect: Option<bool>,
     /// `suid`, `nosuid`; likewise.
     pub suid: Option<bool>,
+    /// `dev`, `nodev`; likewise.
+    pub dev: Option<bool>,
+    /// `remount`: nothing is to be mounted, the flags of what is mounted are to be changed.
+    pub remount: bool,
+    /// `fd=`, as typed; only a remount may have it.
+    pub fd: Option<Vec<u8>>,
 }
 
 /// One option as typed, escapes and all.
@@ -134,8 +140,8 @@ const KNOWN: &[(&str, Effect)] = &[
     ("rw", Switch(|t| t.request.flags.read_only = false)),
     ("suid", Switch(|t| t.suid = Some(true))),
     ("nosuid", Switch(|t| t.suid = Some(false))),
-    ("dev", Switch(|t| t.request.flags.dev = true)),
-    ("nodev", Switch(|t| t.request.flags.dev = false)),
+    ("dev", Switch(|t| t.dev = Some(true))),
+    ("nodev", Switch(|t| t.dev = Some(false))),
     ("exec", Switch(|t| t.request.flags.noexec = false)),
     ("noexec", Switch(|t| t.request.flags.noexec = true)),
     ("async", Switch(|t| t.request.flags.sync = false)),
@@ -173,18 +179,18 @@ const KNOWN: &[(&str, Effect)] = &[
     ("users", Nothing),
     ("nousers", Nothing),
     ("_netdev", Nothing),
-    ("private", Nothing),
-    ("rprivate", Nothing),
+    ("private", Switch(|t| t.request.private = Some(Private::Parent))),
+    ("rprivate", Switch(|t| t.request.private = Some(Private::All))),
     ("shared", Nothing),
     ("rshared", Nothing),
     ("slave", Nothing),
     ("rslave", Nothing),
-    ("remount", Refused("not supported yet; 'mount -i -o remount,ro MOUNTPOINT' asks the kernel alone, and works")),
+    ("remount", Switch(|t| t.remount = true)),
     // What the kernel shows in the mount table, and mount(8) hands back.
     ("group_id", Nothing),
     ("rootmode", Nothing),
     ("user_id", Nothing),
-    ("fd", Refused("give /dev/fd/N as the mountpoint to hand over a mounted /dev/fuse")),
+    ("fd", Value("NUMBER", |t, v| v.set(&mut t.fd, |_| Some(v.text.to_vec())))),
     // Container engines: fuse-overlayfs's and the kernel's overlayfs's options.
     ("lowerdir", Value("DIR[:DIR...]", |t, v| v.once(&mut t.lower, lower_dirs))),
     (

@@ -4,11 +4,11 @@
 //! way (one of the two is a bind mount), where /proc can tell.
 
 use std::ffi::OsString;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
 
 use crate::daemon::resolve::{Checked, Id, Place, describe};
@@ -77,6 +77,32 @@ pub(crate) fn mount_id(fd: BorrowedFd<'_>) -> Result<u64, Errno> {
     Ok(rustix::fs::statx(fd, "", flags, StatxFlags::MNT_ID)?.stx_mnt_id)
 }
 
+/// The root of the mount that `dir` was reached through.
+///
+/// # Errors
+/// `EINVAL` if it lies above the root of this process; `ESTALE` if other mounts hide the way to it; else as openat(2).
+pub(crate) fn mount_root(dir: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    let mut here = rustix::io::fcntl_dupfd_cloexec(dir, 3)?;
+    let (mount, mut id) = (mount_id(dir)?, Id::of(dir)?);
+    for _ in 0..DEEPEST {
+        let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+        if rustix::fs::statx(&here, "", flags, StatxFlags::INO)?.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) {
+            return Ok(here);
+        }
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let parent = rustix::fs::openat(&here, "..", flags, Mode::empty())?;
+        let above = Id::of(parent.as_fd())?;
+        if mount_id(parent.as_fd())? != mount {
+            return Err(Errno::STALE);
+        }
+        if above == id {
+            return Err(Errno::INVAL);
+        }
+        (here, id) = (parent, above);
+    }
+    Err(Errno::LOOP)
+}
+
 /// The absolute path of a descriptor, as the kernel knows it.
 pub(crate) fn path_of(fd: BorrowedFd<'_>) -> Result<PathBuf, Errno> {
     let link = rustix::fs::readlinkat(CWD, format!("/proc/self/fd/{}", fd.as_raw_fd()), Vec::new())?;
@@ -86,9 +112,9 @@ pub(crate) fn path_of(fd: BorrowedFd<'_>) -> Result<PathBuf, Errno> {
 /// The path from the root of the filesystem, which is the same whatever mounts it was reached through.
 fn inner_path(fd: BorrowedFd<'_>) -> Option<PathBuf> {
     let path = path_of(fd).ok()?;
-    let id = mount_id(fd).ok()?.to_string();
+    let id = mount_id(fd).ok()?;
     let table = std::fs::read("/proc/self/mountinfo").ok()?;
-    let line = MountLine::all(&table).find(|line| line.field(0) == Some(id.as_bytes()))?;
+    let line = MountLine::all(&table).find(|line| line.id() == Some(id))?;
     let (root, point) = (unescape(line.field(3)?), unescape(line.field(4)?));
     Some(root.join(path.strip_prefix(point).ok()?))
 }
@@ -103,6 +129,11 @@ impl<'a> MountLine<'a> {
         table.split(|&byte| byte == b'\n').map(Self)
     }
 
+    /// The mount's number, as in statx(2) and /proc/PID/fdinfo.
+    pub(crate) fn id(self) -> Option<u64> {
+        std::str::from_utf8(self.field(0)?).ok()?.parse().ok()
+    }
+
     fn field(self, index: usize) -> Option<&'a [u8]> {
         self.0.split(|&byte| byte == b' ').nth(index)
     }
@@ -114,7 +145,17 @@ impl<'a> MountLine<'a> {
 
     /// The type of the filesystem.
     pub(crate) fn kind(self) -> Option<&'a [u8]> {
-        self.0.split(|&byte| byte == b' ').skip_while(|field| field != b"-").nth(1)
+        self.after_dash(1)
+    }
+
+    /// Whether the filesystem, not only this mount of it, has the option `word`.
+    pub(crate) fn has(self, word: &[u8]) -> bool {
+        self.after_dash(3).is_some_and(|options| options.split(|&byte| byte == b',').any(|one| one == word))
+    }
+
+    /// Optional fields end with a dash of their own.
+    fn after_dash(self, index: usize) -> Option<&'a [u8]> {
+        self.0.split(|&byte| byte == b' ').skip_while(|field| field != b"-").nth(index)
     }
 }
 
@@ -146,7 +187,9 @@ mod tests {
         assert_eq!(line.point().unwrap(), Path::new("/tmp/m\\"));
         assert_eq!(line.field(3).map(unescape).unwrap(), Path::new("/a b"));
         assert_eq!(line.kind(), Some(&b"fuse.cowfs"[..]));
-        assert_eq!(MountLine(b"").kind(), None);
+        assert_eq!(line.id(), Some(40));
+        assert!(line.has(b"user_id=0") && line.has(b"rw") && !line.has(b"nosuid") && !line.has(b"user_id"));
+        assert_eq!((MountLine(b"").kind(), MountLine(b"").id()), (None, None));
     }
 
     #[test]

@@ -46,12 +46,20 @@ impl Means {
     /// A line that says what is missing.
     pub(crate) fn find(request: &MountRequest) -> Checked<Self> {
         if device_number(&request.mountpoint).is_some() {
+            if request.private.is_some() {
+                return Err(
+                    "option 'private': what is mounted already has been seen already; give it to the mounter".into()
+                );
+            }
             return Ok(Self::Given);
         }
         let means = match mount::begin()? {
             Some(context) => Self::Direct(context),
             None => match &request.chroot {
                 Some(dir) => return Err(format!("chroot={dir:?}: only root can change its root directory")),
+                None if request.private.is_some() => {
+                    return Err("option 'private': only root can change how mounts are propagated".into());
+                }
                 None => Self::Helper(Fusermount::find()?),
             },
         };

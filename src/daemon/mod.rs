@@ -13,6 +13,7 @@ mod means;
 mod mount;
 mod mountpoint;
 mod overlap;
+pub mod remount;
 pub mod request;
 mod resolve;
 mod sandbox;

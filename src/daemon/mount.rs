@@ -8,14 +8,16 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string,
-    fsmount, fsopen, move_mount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, fsconfig_create,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount_change, move_mount,
 };
 
 use crate::daemon::attached::{Attached, Device, Spot, device_of};
+use crate::daemon::lineage::mount_root;
 use crate::daemon::mountpoint::Directory;
-use crate::daemon::request::{MountFlags, MountRequest};
+use crate::daemon::request::{MountFlags, MountRequest, Private};
 use crate::daemon::resolve::{Checked, describe};
+use crate::sys::mount::{Attributes, set_attributes};
 
 /// The kernel cuts nothing: a longer source is EINVAL (256 with its NUL).
 const LONGEST_SOURCE: usize = 255;
@@ -31,6 +33,8 @@ const READ_AHEAD_KB: &str = "1024";
 pub(crate) struct Detached {
     root: OwnedFd,
     dev: Device,
+    /// No other mount namespace is to see it.
+    private: Option<Private>,
 }
 
 /// Whether this process may mount by itself: the file system context to go on with, or `None` where only fusermount3
@@ -84,7 +88,7 @@ pub(crate) fn prepare(context: &OwnedFd, request: &MountRequest) -> Checked<(Own
     })?;
     let dev =
         device_of(root.as_fd(), "").map_err(|errno| format!("cannot look at the new mount: {}", describe(errno)))?;
-    Ok((device, Detached { root, dev }))
+    Ok((device, Detached { root, dev, private: request.private }))
 }
 
 fn configure(context: &OwnedFd, device: &OwnedFd, request: &MountRequest) -> Result<OwnedFd, (&'static str, Errno)> {
@@ -167,12 +171,40 @@ impl Detached {
         let label = &directory.place.label;
         let spot = Spot::of(directory)
             .inspect_err(|errno| log::info!("the union on {label:?} is to be unmounted from outside: {errno}"));
+        if let Some(which) = self.private {
+            make_private(which, directory)?;
+        }
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
         move_mount(&self.root, "", &directory.place.fd, "", flags)
             .map_err(|errno| format!("cannot mount on {label:?}: {}", describe(errno)))?;
         widen_readahead(self.dev);
         Ok(spot.ok().map(|spot| Attached::new(spot, self.dev, None)))
     }
+}
+
+/// Makes the mount that holds `directory` private, or all. What is mounted on a shared one appears at once in every namespace
+/// that shares it, so afterwards is too late.
+fn make_private(which: Private, directory: &Directory) -> Checked<()> {
+    let label = &directory.place.label;
+    let (done, what) = match which {
+        Private::Parent => {
+            let private = Attributes { private: true, ..Attributes::default() };
+            let root = mount_root(directory.place.fd.as_fd());
+            let done = root.and_then(|root| set_attributes(root.as_fd(), private));
+            (done, format!("option 'private': the mount that holds {label:?}"))
+        }
+        Private::All => {
+            let flags = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+            (mount_change("/", flags), "option 'rprivate': the mounts of this namespace".to_owned())
+        }
+    };
+    done.map_err(|errno| {
+        let advice = match errno {
+            Errno::INVAL => " (this process's root directory is not the root of a mount)",
+            _ => "",
+        };
+        format!("{what} cannot be made private: {}{advice}", describe(errno))
+    })
 }
 
 /// Lets the kernel read further ahead than a FUSE server may ask for (128 KiB); cold reads gain a tenth.

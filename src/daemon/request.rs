@@ -39,6 +39,28 @@ pub struct MountFlags {
     pub dirsync: bool,
 }
 
+/// Which mounts of this mount namespace stop sharing with others, see mount_namespaces(7).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Private {
+    /// The one that holds the mountpoint.
+    Parent,
+    /// All below the root directory.
+    All,
+}
+
+/// A change of a mounted union's flags.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RemountRequest {
+    /// Where the union is mounted.
+    pub mountpoint: PathBuf,
+    /// All flags that it is to have from now on, as mount(8) hands them over: those it has, and what is asked for.
+    pub flags: MountFlags,
+    /// `allow_other` was named: cannot be given to a mounted union.
+    pub allow_other: bool,
+    /// `subtype=`: the type in the mount table is `fuse.SUBTYPE`; default `cowfs`.
+    pub subtype: Option<String>,
+}
+
 /// All that the daemon needs to start.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct MountRequest {
@@ -70,6 +92,8 @@ pub struct MountRequest {
     /// `noacl`: the kernel is not told that POSIX ACLs are honoured. So it must be with `relaxed_permissions`, because
     /// ACLs make the kernel check permissions whatever was asked.
     pub noacl: bool,
+    /// `private`, `rprivate`: what is made private first, so that the union appears in no other mount namespace.
+    pub private: Option<Private>,
     /// `auto_unmount`: the mount goes away with the daemon, however that ends.
     pub auto_unmount: bool,
     /// `fsname=`, or the branch list as typed if it is short: the source shown in the mount table; default: the branch

@@ -124,7 +124,7 @@ fn open_in_root(root: BorrowedFd<'_>, path: &Path, flags: OFlags) -> Result<Owne
 }
 
 /// The line for a directory that cannot be opened.
-fn refusal(role: Role, path: &Path, root: Option<&Place>, errno: Errno) -> String {
+pub(crate) fn refusal(role: Role, path: &Path, root: Option<&Place>, errno: Errno) -> String {
     let below = root.map(|root| format!(" (below chroot={:?})", root.label)).unwrap_or_default();
     match errno {
         Errno::NOENT => format!("{role} {path:?}{below} does not exist: create it, or correct the path"),

@@ -99,6 +99,12 @@ fn serve(request: &MountRequest, ready: Ready) -> Checked<()> {
 
 /// Opens what the request names and checks how it goes together. Changes nothing.
 fn plan(request: &MountRequest) -> Checked<Plan> {
+    // An ordinary user's daemon is held to that user's own rights, at least.
+    if !request.default_permissions && rustix::process::geteuid().is_root() {
+        return Err("option 'relaxed_permissions' as root: nobody would check any permission, and everybody whom the \
+                    mount lets in could do everything; leave the option out, or run cowfs as an ordinary user"
+            .into());
+    }
     let resolved = resolve::resolve(request)?;
     let means = Means::find(request)?;
     let mountpoint = mountpoint::resolve(&request.mountpoint, |path| means.clear(path))?;

@@ -78,6 +78,9 @@ bad "a workdir on another filesystem" 1 'other/work' -o lowerdir=low,upperdir=up
 bad "an upper with marks of another format" 1 'marked.*unionfs|unionfs.*marked' -o whiteout=overlay low=RO:marked=RW mnt
 bad "a debug file that cannot be made" 1 'nowhere/log' -o debug_file=nowhere/log low=RO:up=RW mnt
 
+bad "relaxed_permissions as root" 1 "'relaxed_permissions' as root: .*leave the option out" -o relaxed_permissions,allow_other low=RO:up=RW mnt
+bad "relaxed_permissions as root of a container engine" 1 "'relaxed_permissions' as root" -o relaxed_permissions,lowerdir=low mnt
+
 # An upper in use: by whatever name, and only as long as it is in use.
 mkdir "$T/m1" "$T/m2"
 check "a first mount" union low=RO:up=RW "$T/m1"
@@ -128,6 +131,9 @@ bad "a mountpoint of another user" 1 'ns' low=RO:up=RW ns
 bad "an upper of another user" 1 'up2' low=RO:up2=RW mnt
 bad "chroot= by a user" 1 'chroot' -o "chroot=$T/area/ns" /low=RO mnt
 check "and what is allowed works" as_user "$COWFS" "$T/area/low=RO:$T/area/up=RW" "$T/area/mnt"
+check "unmounts" unmount "$T/area/mnt"
+check "relaxed_permissions as a user" as_user "$COWFS" -o relaxed_permissions "$T/area/low=RO:$T/area/up=RW" "$T/area/mnt"
+equal "relaxed_permissions as a user: serves" "$(as_user cat "$T/area/mnt/x")" x
 check "unmounts" unmount "$T/area/mnt"
 
 equal "-V" "$("$COWFS" -V | grep -cE '^cowfs [0-9]+\.[0-9]+')" 1
