@@ -364,7 +364,7 @@ fn model(format: Format) {
     kit::in_memory();
     let cases = u32::try_from(kit::env_number("COWFS_MODEL_CASES", 40)).unwrap();
     let steps = usize::try_from(kit::env_number("COWFS_MODEL_OPS", 40)).unwrap();
-    let config = Config { cases, failure_persistence: None, max_shrink_iters: 3_000, ..Config::default() };
+    let config = Config { cases, failure_persistence: None, max_shrink_iters: 600, ..Config::default() };
     let mut runner = TestRunner::new(config);
     let result = runner.run(&plans(steps), |plan| {
         let mut trace = Vec::new();

@@ -284,6 +284,9 @@ impl Fs for DirFs {
     }
 
     fn truncate(&self, path: &[u8], size: u64) -> R<()> {
+        if !matches!(self.stat(path)?.kind(), FileType::RegularFile | FileType::Directory | FileType::Symlink) {
+            return Err(Errno::INVAL);
+        }
         let fd = self.open(path, OFlags::WRONLY, 0)?;
         let done = self.ftruncate(fd, size);
         self.close(fd)?;

@@ -308,7 +308,9 @@ impl Fs for EngineFs {
                 match walk.kind {
                     FileType::Symlink => return Err(Errno::LOOP),
                     FileType::Directory => return Err(Errno::ISDIR),
-                    _ => {}
+                    FileType::RegularFile => {}
+                    // The kernel opens devices, fifos and sockets itself.
+                    _ => return Err(Errno::NXIO),
                 }
                 let kept = flags - OFlags::CREATE - OFlags::EXCL - OFlags::NOCTTY;
                 let handle = self.union().open_file(walk.node, kept.bits() as i32, &self.caller)?;
@@ -527,7 +529,8 @@ impl Fs for EngineFs {
         match self.walk(path)?.kind {
             FileType::Directory => return Err(Errno::ISDIR),
             FileType::Symlink => return Err(Errno::LOOP),
-            _ => {}
+            FileType::RegularFile => {}
+            _ => return Err(Errno::INVAL),
         }
         self.set(path, &SetAttr { size: Some(size), ..SetAttr::default() })
     }
