@@ -1427,6 +1427,8 @@ def crowd(d):
 def _real_root():
     if os.geteuid() != 0:
         return False
+    if not os.path.exists("/proc/self/uid_map"):
+        return True
     with open("/proc/self/uid_map") as file:
         return file.read().split()[:3] == ["0", "0", "4294967295"]
 
