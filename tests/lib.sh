@@ -266,6 +266,7 @@ unmount() {
 loop_fs() {
 	local image
 	image=$T/.test/$(basename "$3").img
+	rm -f "$image"
 	truncate -s "$2" "$image"
 	case $1 in
 	ext4) mkfs.ext4 -q -m 0 "$image" ;;

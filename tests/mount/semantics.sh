@@ -11,7 +11,7 @@ tree lower exact >lower.before
 # Everything but the access times, which a read may move, and the root, which is the upper's own.
 view() { tree ufs exact | sed -E "s/ a-?[0-9]+( |$)/\1/; /^b'\.' /d"; }
 
-# session FORMAT [CASE...]: all cases on a fresh upper of that format; forget and a remount must show the same.
+# session FORMAT[,OPTION] [CASE...]: all cases on a fresh upper of that format; forget and a remount must show the same.
 session() {
 	local format=$1
 	shift
@@ -35,6 +35,7 @@ session() {
 CASES=$(/usr/bin/python3 "$TEST_DIR/semantics.py" list)
 session overlay ${*:-$CASES}
 # What does not hang on the marks is settled; the rest once more in each other format.
+COHERENT=yes session overlay,coherent ${*:-$(grep -xE 'unlinked|old_descriptors|maps|truncation|sparse|allocate|copies|locks|opening|crowd' <<<"$CASES")}
 CASES=$(grep -xE 'unlinked|hard_links|symlinks|opening|renames|removal|long_names|listing|inodes|metadata|creation|attributes|special|crowd' <<<"$CASES")
 export NO_REDIRECT=yes
 for format in oci unionfs unionfs-fuse; do
