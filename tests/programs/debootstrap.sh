@@ -45,6 +45,9 @@ printf '#!/bin/sh\nexit 101\n' >debian/usr/sbin/policy-rc.d && chmod 755 debian/
 # A database that is in the lower, with a journal mode that needs shared memory.
 sqlite3 debian/var/lib/lower.db "pragma journal_mode=wal; create table t(writer, n); insert into t values('lower', 0);" >/dev/null
 rm -f debian/var/lib/lower.db-*
+# Logs of the lower that grow while they are followed: one small, one that is large enough to be passed through.
+echo "first line" >debian/var/log/small.log
+yes "a line that was there" | head -c 300000 >debian/var/log/large.log
 ln debian/etc/hostname debian/etc/hostname-too
 setcap cap_net_raw+ep debian/bin/ping 2>/dev/null || setfattr -n user.note -v kept debian/usr/bin/perl
 digest debian >lower.before
@@ -147,6 +150,29 @@ inside "a tree put where one was deleted holds nothing of it" '
 	mkdir /usr/share/zoneinfo && test -z "$(ls -A /usr/share/zoneinfo)" && cp -a /usr/share/doc /usr/share/zoneinfo/'
 inside "a directory of the lower is renamed" 'mv /usr/share/common-licenses /usr/share/licences && mv /usr/share/licences /usr/share/common-licenses &&
 	python3 -c "import os; os.rename(\"/usr/share/doc\", \"/usr/share/paper\"); os.rename(\"/usr/share/paper\", \"/usr/share/doc\")" && test -e /usr/share/doc/apt'
+
+# ---- readers that were there before the first change ----
+LIMIT=30
+inside "tail -F follows logs of the lower, small and large, over their copy-up and their rotation" '
+	cd /var/log
+	tail -n 1 -F small.log large.log >/tmp/followed 2>/dev/null & tail=$!
+	sleep 1
+	echo "appended small" >>/var/log/small.log; echo "appended large" >>/var/log/large.log
+	sleep 2
+	for log in small large; do mv /var/log/$log.log /var/log/$log.log.1; echo "rotated $log" >/var/log/$log.log; done
+	for i in $(seq 40); do
+		test "$(grep -cx "appended small\|appended large\|rotated small\|rotated large" /tmp/followed)" = 4 && break
+		sleep 0.25
+	done
+	kill $tail; cat /tmp/followed; test "$(grep -cx "appended small\|appended large\|rotated small\|rotated large" /tmp/followed)" = 4'
+inside "a program that is replaced while it runs; one that runs cannot be written" '
+	cp /bin/sleep /usr/bin/copied
+	/usr/bin/copied 3 & pid=$!
+	sleep 0.5; cp --remove-destination /bin/true /usr/bin/copied && /usr/bin/copied && wait $pid
+	sum=$(sha256sum </bin/sleep)
+	/bin/sleep 2 & pid=$!
+	sleep 0.3; { echo x >>/bin/sleep; } 2>/tmp/busy || true
+	wait $pid; grep -q "busy" /tmp/busy && test "$(sha256sum </bin/sleep)" = "$sum"'
 
 # ---- users, devices ----
 LIMIT=30
