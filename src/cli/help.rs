@@ -22,7 +22,8 @@ Branches
 Who may enter, and how the mount looks
   allow_other           everybody     allow_root      the owner and root
   relaxed_permissions   the kernel does not check permissions
-  ro suid dev noexec noatime sync dirsync             as mount(8)
+  ro suid dev noexec noatime sync dirsync remount     as mount(8)
+  private rprivate      the mount's parent, or all mounts, are made private
   fsname=NAME subtype=NAME                            as /proc/mounts shows
   auto_unmount          unmount when the daemon ends, however it ends
 Speed and safety

@@ -313,6 +313,88 @@ mod tests {
         }
     }
 
+    const PAGE: &str = include_str!("../../man/cowfs.8");
+
+    /// The bold text of a line of the page, without escapes.
+    fn bold(line: &str) -> String {
+        let plain = line.replace("\\-", "-").replace("\\(dq", "\"");
+        if let Some(words) = plain.strip_prefix(".B ") {
+            return words.replace(['"', ','], " ");
+        }
+        if let Some((".BI" | ".BR", words)) = plain.split_once(' ') {
+            return words.split([' ', '"']).next().unwrap_or_default().to_owned();
+        }
+        plain
+            .split("\\fB")
+            .skip(1)
+            .map(|rest| rest.split("\\f").next().unwrap_or_default())
+            .collect::<Vec<_>>()
+            .join(" ")
+    }
+
+    /// The options that a bold text names.
+    fn named(text: &str) -> Vec<String> {
+        let name = |word: &str| word.split('=').next().unwrap_or_default().trim_end_matches(['.', ':', ';']).to_owned();
+        text.split_whitespace().map(name).filter(|name| !name.is_empty()).collect()
+    }
+
+    /// The lines of the page from one section's heading to the next section's.
+    fn section(heading: &str) -> Vec<&'static str> {
+        let from = PAGE.split_once(&format!(".SH {heading}\n")).unwrap().1;
+        from.split("\n.SH ").next().unwrap().lines().collect()
+    }
+
+    #[test]
+    fn every_option_is_in_the_man_page() {
+        let told: Vec<String> = section("OPTIONS").iter().flat_map(|line| named(&bold(line))).collect();
+        for (name, effect) in KNOWN {
+            assert!(told.iter().any(|word| word == name), "{name}: not in man/cowfs.8");
+            // Those with an effect have a paragraph of their own.
+            let heads = section("OPTIONS")
+                .windows(2)
+                .filter(|pair| matches!(pair[0], ".TP" | ".TQ"))
+                .any(|pair| named(&bold(pair[1])).first().is_some_and(|word| word == name));
+            assert_eq!(heads, matches!(effect, Switch(_) | Value(..)), "{name}: its paragraph in man/cowfs.8");
+        }
+    }
+
+    #[test]
+    fn the_man_page_names_no_other_option() {
+        let lines = section("OPTIONS");
+        for (at, line) in lines.iter().enumerate() {
+            let head = at > 0 && matches!(lines[at - 1], ".TP" | ".TQ");
+            let list = line.starts_with(".B ") && line.contains(", ");
+            if !head && !list {
+                continue;
+            }
+            for name in named(&bold(line)) {
+                assert!(KNOWN.iter().any(|(known, _)| *known == name), "man/cowfs.8 has {name:?}, in: {line}");
+            }
+        }
+    }
+
+    /// groff is not everywhere; what it would complain about is this.
+    #[test]
+    fn man_pages_are_well_formed() {
+        let known = [
+            "\\\"", "TH", "SH", "SS", "PP", "TP", "TQ", "IP", "B", "I", "BR", "BI", "IB", "IR", "RB", "nf", "fi", "in",
+            "EX", "EE",
+        ];
+        for page in [PAGE, include_str!("../../man/cowfs-formats.5")] {
+            for (before, line) in page.lines().zip(page.lines().skip(1)) {
+                if let Some(request) = line.strip_prefix('.') {
+                    assert!(known.contains(&request.split(' ').next().unwrap()), "{line}");
+                }
+                assert!(!line.is_empty() && !line.ends_with(' '), "after {before}");
+                assert!(!line.starts_with('\''), "a request to roff: {line}");
+            }
+            for pair in [("nf", "fi"), ("EX", "EE")] {
+                let count = |word| page.lines().filter(|line| line.strip_prefix('.') == Some(word)).count();
+                assert_eq!(count(pair.0), count(pair.1), "{pair:?}");
+            }
+        }
+    }
+
     #[test]
     fn splitting_an_argument() {
         let rows: [(&str, &[&str]); 7] = [
