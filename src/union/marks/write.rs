@@ -152,13 +152,14 @@ impl Writer {
     ///
     /// # Errors
     /// Those of the calls that it takes.
-    pub fn empty(&self, stage: &Stage, dir: &Arc<RealDir>, name: &Name) -> Result<()> {
+    pub fn empty(&self, dir: &Arc<RealDir>, name: &Name) -> Result<()> {
         let object = dir.at(name)?;
+        // Opaque from here on, so the marks inside are not needed.
         if self.in_place() {
-            return self.exchange_for_empty(stage, dir, name, &object);
+            object.set_xattr(&self.keys.opaque, b"y", 0)?;
+        } else {
+            self.hide(dir, name, true)?;
         }
-        // Opaque by the mark beside it from here on, so the marks inside are not needed.
-        self.hide(dir, name, true)?;
         let inner = object.open(OFlags::RDONLY | OFlags::DIRECTORY)?;
         let mut marks = Vec::new();
         list_fd(&inner, &mut |entry, _, _| {
@@ -166,16 +167,5 @@ impl Writer {
             Ok(())
         })?;
         marks.iter().try_for_each(|mark| change::unlink(&inner, mark))
-    }
-
-    fn exchange_for_empty(&self, stage: &Stage, dir: &Arc<RealDir>, name: &Name, object: &At) -> Result<()> {
-        let staged = stage.temp()?;
-        change::mkdir(staged.dir(), &staged.name, 0o700)?;
-        let fresh = At::Name(Arc::new(rustix::io::fcntl_dupfd_cloexec(staged.dir(), 0)?), staged.name.clone());
-        let was = object.stat()?;
-        fresh.set_xattr(&self.keys.opaque, b"y", 0)?;
-        fresh.chown(Some(was.uid), Some(was.gid))?;
-        fresh.chmod(was.mode)?;
-        staged.publish(dir.fd()?, name, RenameFlags::EXCHANGE)
     }
 }

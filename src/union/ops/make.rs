@@ -15,7 +15,7 @@ use rustix::fs::{FileType, OFlags, RenameFlags};
 use crate::sys::creds::Assumed;
 use crate::union::branch::{At, RealDir, change};
 use crate::union::engine::Union;
-use crate::union::error::{During, Errno, Result};
+use crate::union::error::{During, Errno, Result, best_effort};
 use crate::union::handle::{Handle, OpenFile};
 use crate::union::name::Name;
 use crate::union::node::Node;
@@ -150,8 +150,12 @@ impl Union {
                 // The mark beside the name makes the new directory opaque from its first moment on.
                 as_caller(free.dir.fd()?.as_fd(), free.name)?;
                 if free.hidden {
-                    let object = open_dir(free.dir.fd()?.as_fd(), free.name)?;
-                    writer.seal(object.as_fd(), &free.dir, free.name)?;
+                    let object = open_dir(free.dir.fd()?.as_fd(), free.name);
+                    let sealed = object.and_then(|object| writer.seal(object.as_fd(), &free.dir, free.name));
+                    if sealed.is_err() {
+                        best_effort("take back a directory", change::rmdir(free.dir.fd()?, free.name));
+                    }
+                    sealed?;
                     writer.sealed_in_place(&free.dir, free.name);
                 }
             }

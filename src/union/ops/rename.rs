@@ -121,6 +121,11 @@ impl Union {
             self.raise_dir(new.parent)?;
             return Ok(false);
         }
+        if let Some(bared) = self.bared(node, victim)? {
+            drop(locks);
+            self.raise_dir(bared)?;
+            return Ok(false);
+        }
         match victim {
             Some(victim) if exchange => self.exchange(old, new, (node, victim))?,
             victim => self.replace(old, new, node, victim)?,
@@ -153,6 +158,18 @@ impl Union {
             Err(Errno::AGAIN) => Ok(false),
             Err(errno) => Err(errno),
         }
+    }
+
+    /// The lower directory `victim`, where sealing `node` before it takes that place would show nothing there for a
+    /// moment: in formats that seal by a mark beside the name. A copy in the upper fills the moment.
+    fn bared<'a>(&self, node: &Node, victim: Option<&'a Arc<Node>>) -> Result<Option<&'a Arc<Node>>> {
+        let mirrored = self.stack.upper()?.writer.mirror.is_some();
+        let lower = victim.filter(|victim| mirrored && node.is_dir() && victim.upper_dir(&self.stack).is_none());
+        if let Some(victim) = lower {
+            // A refusal is no reason to copy up a directory.
+            self.check_empty(victim)?;
+        }
+        Ok(lower)
     }
 
     /// `EBUSY` for a directory that only looks empty, `EXDEV` for one whose lower parts cannot be remembered.
@@ -306,7 +323,7 @@ impl Move<'_> {
         let writer = &self.upper.writer;
         let (from, to) = (&self.from.0, &self.to.0);
         if matches!(self.at_new, InUpper::Dir(_)) && change_needs_empty(to, self.to.1)? {
-            writer.empty(&self.upper.stage, to, self.to.1)?;
+            writer.empty(to, self.to.1)?;
         }
         if writer.in_place() {
             return self.act_in_place();
