@@ -416,3 +416,49 @@ fn the_flat_tree_equals_itself() {
     });
     result.unwrap();
 }
+
+/// Runs `ops` on a stack in every format beside the flat tree, with a remount at the end.
+fn replay(trees: &[Tree], ops: &[Op]) {
+    kit::in_memory();
+    let mut wrong = Vec::new();
+    for (word, format) in Format::ALL {
+        for dcache in [Dcache::Keep, Dcache::Nothing] {
+            let result = kit::guarded(|| {
+                let stack = Stack::new(format, trees);
+                let mut pair = Pair { engine: stack.engine(dcache), oracle: stack.plain(), open: vec![], format };
+                let mut tree = pair.check().map_err(|text| format!("at the start: {text}"))?;
+                for op in ops {
+                    pair.op(op, &tree).map_err(|text| format!("{op:?}: {text}"))?;
+                    tree = pair.check().map_err(|text| format!("after {op:?}: {text}"))?;
+                }
+                pair.act(&Act::Remount, &tree)?;
+                pair.check().map(drop).map_err(|text| format!("after the remount: {text}"))
+            });
+            wrong.extend(result.err().map(|text| format!("{word} {dcache:?}: {text}")));
+        }
+    }
+    kit::report(&wrong, 8);
+}
+
+fn p(text: &str) -> Vec<u8> {
+    text.as_bytes().to_vec()
+}
+
+#[test]
+fn regression_exchange_of_an_upper_directory_and_a_file() {
+    let trees = [Tree::new(1).dir("a").file("c", "x"), Tree::new(2)];
+    replay(&trees, &[Op::Rename(p("a"), p("c"), EXCHANGE), Op::Rename(p("a"), p("c"), EXCHANGE)]);
+}
+
+#[test]
+fn regression_exchange_with_a_lower_symlink() {
+    let trees = [Tree::new(1).dir("b"), Tree::new(2).symlink("y", "there")];
+    replay(&trees, &[Op::Rename(p("b"), p("y"), EXCHANGE)]);
+}
+
+/// A whiteout that is kept elsewhere moves no time by itself.
+#[test]
+fn regression_unlink_moves_the_time_of_the_directory() {
+    let trees = [Tree::new(1), Tree::new(2).file("a", "").file("d/a", "")];
+    replay(&trees, &[Op::Unlink(p("a")), Op::Unlink(p("d/a"))]);
+}

@@ -131,10 +131,13 @@ impl Writer {
                 let object = At::Fd(Arc::new(rustix::io::fcntl_dupfd_cloexec(object, 0)?));
                 object.set_xattr(&self.keys.opaque, b"y", 0)
             }
-            Format::Oci => match change::create(object, &Name::new(OPAQUE_FILE)?, 0o600, OFlags::WRONLY) {
-                Ok(_) | Err(Errno::EXIST) => Ok(()),
-                Err(errno) => Err(errno),
-            },
+            Format::Oci => {
+                let mark = Name::new(OPAQUE_FILE)?;
+                match change::keeping_times(object, || change::create(object, &mark, 0o600, OFlags::WRONLY)) {
+                    Ok(_) | Err(Errno::EXIST) => Ok(()),
+                    Err(errno) => Err(errno),
+                }
+            }
             Format::Unionfs | Format::UnionfsFuse => self.hide(dir, name, true),
         }
     }

@@ -164,7 +164,8 @@ impl Union {
     /// moment: in formats that seal by a mark beside the name. A copy in the upper fills the moment.
     fn bared<'a>(&self, node: &Node, victim: Option<&'a Arc<Node>>) -> Result<Option<&'a Arc<Node>>> {
         let mirrored = self.stack.upper()?.writer.mirror.is_some();
-        let lower = victim.filter(|victim| mirrored && node.is_dir() && victim.upper_dir(&self.stack).is_none());
+        let lower = |victim: &&Arc<Node>| victim.is_dir() && victim.upper_dir(&self.stack).is_none();
+        let lower = victim.filter(|_| mirrored && node.is_dir()).filter(lower);
         if let Some(victim) = lower {
             // A refusal is no reason to copy up a directory.
             self.check_empty(victim)?;
