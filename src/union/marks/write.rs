@@ -150,20 +150,21 @@ impl Writer {
         }
     }
 
-    /// Makes the upper's directory `name` really empty, which is empty in the union but holds or has marks, so that
-    /// another one can be renamed onto it.
+    /// Makes the upper's directory `name`, which is empty in the union, opaque where it stands.
     ///
     /// # Errors
-    /// Those of the calls that it takes.
-    pub fn empty(&self, dir: &Arc<RealDir>, name: &Name) -> Result<()> {
-        let object = dir.at(name)?;
-        // Opaque from here on, so the marks inside are not needed.
-        if self.in_place() {
-            object.set_xattr(&self.keys.opaque, b"y", 0)?;
-        } else {
-            self.hide(dir, name, true)?;
-        }
-        let inner = object.open(OFlags::RDONLY | OFlags::DIRECTORY)?;
+    /// Those of setxattr(2) and `hide`.
+    pub fn cover(&self, dir: &Arc<RealDir>, name: &Name) -> Result<()> {
+        if self.in_place() { dir.at(name)?.set_xattr(&self.keys.opaque, b"y", 0) } else { self.hide(dir, name, true) }
+    }
+
+    /// Makes the upper's directory `name` really empty, which is covered and holds nothing but marks, so that another one
+    /// can be renamed onto it.
+    ///
+    /// # Errors
+    /// Those of openat(2), getdents(2) and unlinkat(2).
+    pub fn clear(&self, dir: &Arc<RealDir>, name: &Name) -> Result<()> {
+        let inner = dir.at(name)?.open(OFlags::RDONLY | OFlags::DIRECTORY)?;
         let mut marks = Vec::new();
         list_fd(&inner, &mut |entry, _, _| {
             marks.push(Name::new(entry)?);

@@ -218,6 +218,13 @@ impl Union {
             (Some(victim), Some(lost)) => hold(victim, lost)?,
             _ => None,
         };
+        if let (InUpper::Dir(_), Some(lost)) = (&step.at_new, &mut lost)
+            && change_needs_empty(&step.to.0, new.name)?
+        {
+            step.upper.writer.cover(&step.to.0, new.name)?;
+            lost.layers.retain(|layer| self.stack.is_upper(layer.branch));
+            step.upper.writer.clear(&step.to.0, new.name)?;
+        }
         step.act()?;
         relink(&mut body, old, new, &step.to.0);
         if let Some(lost) = &mut lost {
@@ -323,9 +330,6 @@ impl Move<'_> {
     fn act(&self) -> Result<()> {
         let writer = &self.upper.writer;
         let (from, to) = (&self.from.0, &self.to.0);
-        if matches!(self.at_new, InUpper::Dir(_)) && change_needs_empty(to, self.to.1)? {
-            writer.empty(to, self.to.1)?;
-        }
         if writer.in_place() {
             return self.act_in_place();
         }
