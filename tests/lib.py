@@ -1,6 +1,6 @@
 """What the python parts of the shell tests stand on: counted checks, syscalls that python lacks, and the tree listing.
 
-Run as a program, `lib.py tree DIR [exact]` prints one line for each object below DIR, contents and metadata, without changing
+Run as a program, `lib.py tree DIR [exact] [without NAME...]` prints one line for each object below DIR, contents and metadata, without changing
 an access time. `exact` adds what only an untouched tree keeps: inode numbers, ctime, atime, and the sizes of directories.
 """
 
@@ -338,5 +338,6 @@ def tree(top, exact=False, skip=()):
 
 if __name__ == "__main__":
     if len(sys.argv) < 3 or sys.argv[1] != "tree":
-        sys.exit("usage: lib.py tree DIR [exact]")
-    sys.stdout.write("\n".join(tree(sys.argv[2], "exact" in sys.argv[3:])) + "\n")
+        sys.exit("usage: lib.py tree DIR [exact] [without NAME...]")
+    left_out = sys.argv[sys.argv.index("without") + 1 :] if "without" in sys.argv else []
+    sys.stdout.write("\n".join(tree(sys.argv[2], "exact" in sys.argv[3:4], [os.fsencode(n) for n in left_out])) + "\n")

@@ -214,7 +214,8 @@ python() {
 	[ $status = 0 ] || fail "a python part of $TEST_NAME ended with status $status"
 }
 
-# tree DIR [exact]: one line for each object below DIR: contents and metadata; `exact` adds ctime, atime and inode number.
+# tree DIR [exact] [without NAME...]: one line for each object below DIR: contents and metadata; `exact` adds ctime, atime and
+# inode number; objects of these names are left out.
 tree() { /usr/bin/python3 "$T/.test/lib.py" tree "$@"; }
 
 # ---- mounts ------------------------------------------------------------------------------------------------------------

@@ -1464,7 +1464,7 @@ def main():
                 if as_root and not _real_root():
                     print(f"# {name}: only for real root")
                     continue
-                print(f"# {name}")
+                began = time.monotonic()
                 try:
                     function(os.path.abspath(f"{top}/{name}"))
                 except OSError as error:
@@ -1472,6 +1472,7 @@ def main():
 
                     line = traceback.extract_tb(error.__traceback__)[1].lineno
                     check(f"{name} runs to its end", False, f"line {line}: {errno.errorcode.get(error.errno)} {error}")
+                print(f"# {name}: {time.monotonic() - began:.1f} s")
         case _:
             sys.exit(__doc__)
 

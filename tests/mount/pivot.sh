@@ -182,13 +182,15 @@ for threads in 1 3; do
 		equal "$name: the upper has the changes" "$(getfattr --only-values -n user.x "$upper/etc/shared" 2>&1)" y
 
 		mkdir -p "$upper-k"
+		rm -f victims.out
 		customer victims 60 ${mount//u$number=RW/u$number-k=RW} >victims.out &
 		customer=$!
-		for i in {1..100}; do
-			grep -q ready victims.out && break
+		began=$SECONDS
+		for i in {1..300}; do
+			grep -qs ready victims.out && break
 			sleep 0.1
 		done
-		equal "$name: the victims run" "$(cat victims.out)" ready
+		equal "$name: the victims run, after $((SECONDS - began)) s" "$(cat victims.out)" ready
 		sleep 0.5
 		began=$SECONDS
 		kill -KILL $(daemons)

@@ -7,9 +7,11 @@ PYTHON_LIMIT=300
 mkdir lower ufs
 /usr/bin/python3 "$TEST_DIR/semantics.py" prepare lower || fail "the lower branch cannot be built"
 tree lower exact >lower.before
+# The 100,000 files are not worth a look after every session.
+tree lower exact without many >lower.fewer
 
 # Everything but the access times, which a read may move, and the root, which is the upper's own.
-view() { tree ufs exact | sed -E "s/ a-?[0-9]+( |$)/\1/; /^b'\.' /d"; }
+view() { tree ufs exact without many | sed -E "s/ a-?[0-9]+( |$)/\1/; /^b'\.' /d"; }
 
 # session FORMAT[,OPTION] [CASE...]: all cases on a fresh upper of that format; forget and a remount must show the same.
 session() {
@@ -28,8 +30,8 @@ session() {
 	view >view.after
 	same "$format: the same tree after a remount" view.before view.after
 	check "$format: unmounts" unmount "$T/ufs"
-	tree lower exact >lower.after
-	same "$format: the lower is untouched" lower.before lower.after
+	tree lower exact without many >lower.after
+	same "$format: the lower is untouched" lower.fewer lower.after
 }
 
 CASES=$(/usr/bin/python3 "$TEST_DIR/semantics.py" list)
@@ -41,4 +43,6 @@ export NO_REDIRECT=yes
 for format in oci unionfs unionfs-fuse; do
 	session $format ${*:-$CASES}
 done
+tree lower exact >lower.after
+same "the lower is untouched, all of it" lower.before lower.after
 finish
