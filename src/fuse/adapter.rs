@@ -13,14 +13,15 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    AccessFlags, BsdFileFlags, CopyFileRangeFlags, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
-    IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr,
-    ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl,
-    ReplyLock, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, IoctlFlags,
+    KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyBmap,
+    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock,
+    ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
 use crate::fuse::convert::{errno, file_attr, kind, received_device, set_time};
 use crate::fuse::ioctl::ioctl;
+use crate::fuse::offer;
 use crate::fuse::opening::Opening;
 use crate::fuse::reply::{
     Answers, Settings, absent, guard, reply_empty, reply_written, reply_xattr, unknown, with_buffer,
@@ -30,27 +31,6 @@ use crate::union::Union;
 use crate::union::error::Errno;
 use crate::union::name::NAME_MAX;
 use crate::union::types::{Caller, HandleId, NodeId, SetAttr};
-
-/// The largest request of data that the kernel may send or ask for, in bytes; it has no larger ones.
-const MAX_DATA: u32 = 1 << 20;
-
-/// A union can still be a branch of overlayfs, which counts how deep filesystems lie on each other.
-const STACK_DEPTH: u32 = 1;
-
-/// Asked for where the kernel offers it.
-///
-/// Left out on purpose: locks (fuser cannot tell flock from POSIX locks, the kernel's own are right on one machine);
-/// WRITEBACK_CACHE (excludes passthrough); SETXATTR_EXT (fuser 0.18 panics on it).
-const WANTED: InitFlags = InitFlags::FUSE_PARALLEL_DIROPS
-    .union(InitFlags::FUSE_ATOMIC_O_TRUNC)
-    .union(InitFlags::FUSE_CACHE_SYMLINKS)
-    .union(InitFlags::FUSE_AUTO_INVAL_DATA)
-    .union(InitFlags::FUSE_DONT_MASK)
-    .union(InitFlags::FUSE_HAS_IOCTL_DIR)
-    .union(InitFlags::FUSE_ASYNC_DIO)
-    .union(InitFlags::FUSE_HANDLE_KILLPRIV_V2)
-    .union(InitFlags::FUSE_DO_READDIRPLUS)
-    .union(InitFlags::FUSE_READDIRPLUS_AUTO);
 
 /// Somebody without CAP_FSETID: the kernel has found the caller to be one.
 const ORDINARY: Caller = Caller { uid: u32::MAX, gid: u32::MAX, umask: 0 };
@@ -99,22 +79,8 @@ fn caller(request: &Request, umask: u32) -> Caller {
 
 impl Filesystem for Adapter {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
-        let mut wanted = WANTED;
-        wanted.set(InitFlags::FUSE_POSIX_ACL, self.settings.acl);
-        // Without it a shared map of a file opened for direct I/O is refused.
-        wanted.set(InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP, self.settings.direct_io);
-        let wanted = wanted & config.capabilities();
-        if let Err(missing) = config.add_capabilities(wanted) {
-            log::warn!("the kernel offers {missing:?} and refuses it");
-        }
-        if self.settings.passthrough
-            && config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
-            && config.set_max_stack_depth(STACK_DEPTH).is_ok()
-        {
+        if offer::accept(config, self.settings) {
             self.opening.modes.offered();
-        }
-        if let Err(nearest) = config.set_max_write(MAX_DATA) {
-            log::warn!("writes of {MAX_DATA} bytes are refused; {nearest} would do");
         }
         Ok(())
     }
