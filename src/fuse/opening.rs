@@ -70,7 +70,7 @@ impl Opening {
         };
         self.modes.tidy(node, shared);
         let Some(identity) = passed else { return Ok(()) };
-        if self.union.before_open(node, libc::O_RDWR)?.identity == identity {
+        if self.union.before_open(node, libc::O_RDWR)?.identity() == identity {
             return Ok(());
         }
         self.union.leave_behind(node)?;
@@ -86,7 +86,7 @@ impl Opening {
         (facts, mode): (&Facts, &mut Mode),
         reply: &ReplyOpen,
     ) -> Result<()> {
-        match mode.choose(facts.identity, self.is_worthy(node, flags, executed, facts)?) {
+        match mode.choose(facts.identity(), self.is_worthy(node, flags, executed, facts)?) {
             Choice::Cached | Choice::Join => Ok(()),
             Choice::Split => {
                 self.union.leave_behind(node)?;
@@ -94,10 +94,10 @@ impl Opening {
             }
             Choice::Pass => {
                 // The flags that change the file come with the open that is counted.
-                let (handle, fd) = self.union.open_passed(node, 0, caller, (facts.identity, true))?;
+                let (handle, fd) = self.union.open_passed(node, 0, caller, (facts.identity(), true))?;
                 self.union.release(handle);
                 if let Some(backing) = fd.and_then(|fd| self.register(&fd, |fd| reply.open_backing(fd))) {
-                    mode.pass(backing, facts.identity);
+                    mode.pass(backing, facts.identity());
                 }
                 Ok(())
             }
@@ -106,7 +106,7 @@ impl Opening {
 
     fn answer(&self, node: NodeId, flags: i32, caller: &Caller, (facts, mode): (&Facts, &mut Mode), reply: ReplyOpen) {
         if let Some(backing) = mode.join() {
-            match self.union.open_passed(node, flags, caller, (facts.identity, false)) {
+            match self.union.open_passed(node, flags, caller, (facts.identity(), false)) {
                 Ok((handle, _)) => reply.opened_passthrough(FileHandle(handle.0), self.noflush(flags), backing),
                 Err(error) => {
                     mode.leave();
@@ -169,11 +169,11 @@ impl Opening {
             return Ok(false);
         }
         if facts.in_upper {
-            return Ok(facts.mode & SET_ID == 0);
+            return Ok(facts.stat.mode & SET_ID == 0);
         }
         // Whatever may write has been copied up; an access mode is looked at all the same.
         let reads = flags & libc::O_ACCMODE == libc::O_RDONLY && flags & libc::O_TRUNC == 0;
-        Ok(reads && self.modes.lowers() && self.union.worth_passing(node, executed)?)
+        Ok(reads && self.modes.lowers() && self.union.worth_passing(node, executed, facts)?)
     }
 
     /// Hands a file to the kernel; `None` if it does not take it, which only costs speed.

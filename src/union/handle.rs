@@ -11,6 +11,7 @@ use dashmap::DashMap;
 use parking_lot::{Mutex, RwLock};
 use rustix::fs::OFlags;
 
+use crate::union::branch::{At, Stat};
 use crate::union::error::{Errno, Result};
 use crate::union::merge::Listing;
 use crate::union::node::Node;
@@ -46,14 +47,14 @@ const KEPT: OFlags =
     OFlags::ACCMODE.union(OFlags::SYNC).union(OFlags::DSYNC).union(OFlags::NOATIME).union(OFlags::APPEND);
 
 impl OpenFile {
-    /// Opens the node's real object with what of `flags` matters.
+    /// Opens the node's real object with what of `flags` matters; returns its attributes too.
     ///
     /// # Errors
     /// `ESTALE` if another object has taken its place in the branch; those of openat(2).
-    pub fn open(node: Arc<Node>, flags: OFlags) -> Result<Self> {
+    pub fn open(node: Arc<Node>, flags: OFlags) -> Result<(Self, Stat)> {
         let flags = flags & KEPT;
-        let real = open_real(&node, flags)?;
-        Ok(Self { node, flags, real: RwLock::new(Some(real)) })
+        let (epoch, fd, stat) = open_real(&node, flags)?;
+        Ok((Self { node, flags, real: RwLock::new(Some((epoch, fd))) }, stat))
     }
 
     /// A handle for a file that was just created.
@@ -81,14 +82,13 @@ impl OpenFile {
                 return Ok(fd.clone());
             }
         }
-        let fresh = open_real(&self.node, self.flags)?;
-        let fd = fresh.1.clone();
-        *self.real.write() = Some(fresh);
+        let (epoch, fd, _) = open_real(&self.node, self.flags)?;
+        *self.real.write() = Some((epoch, fd.clone()));
         Ok(fd)
     }
 }
 
-fn open_real(node: &Node, flags: OFlags) -> Result<(u32, Arc<OwnedFd>)> {
+fn open_real(node: &Node, flags: OFlags) -> Result<(u32, Arc<OwnedFd>, Stat)> {
     let body = node.body.read();
     let epoch = node.epoch.load(Ordering::Acquire);
     let at = body.at()?;
@@ -97,10 +97,11 @@ fn open_real(node: &Node, flags: OFlags) -> Result<(u32, Arc<OwnedFd>)> {
         Err(Errno::PERM) if flags.contains(OFlags::APPEND) => at.open(flags | OFlags::NONBLOCK)?,
         other => other?,
     };
-    if crate::union::branch::At::stat_fd(&fd)?.identity() != body.identity {
+    let stat = At::stat_fd(&fd)?;
+    if stat.identity() != body.identity {
         return Err(Errno::STALE);
     }
-    Ok((epoch, Arc::new(fd)))
+    Ok((epoch, Arc::new(fd), stat))
 }
 
 /// All open files and directories.

@@ -25,12 +25,17 @@ const SAMPLE: usize = 4096;
 /// What an open finds before it is decided how the data travel.
 #[derive(Clone, Copy, Debug)]
 pub struct Facts {
-    /// Device and inode number of the real file.
-    pub identity: (u64, u64),
     /// The real file is the upper's.
     pub in_upper: bool,
-    /// Type and permissions.
-    pub mode: u32,
+    /// Its attributes.
+    pub stat: Stat,
+}
+
+impl Facts {
+    /// Device and inode number of the real file.
+    pub fn identity(&self) -> (u64, u64) {
+        self.stat.identity()
+    }
 }
 
 impl Union {
@@ -66,7 +71,7 @@ impl Union {
         let body = node.body.read();
         let stat = stat_of(&body)?;
         let in_upper = self.stack.is_upper(body.branch);
-        Ok(Facts { identity: stat.identity(), in_upper, mode: stat.mode })
+        Ok(Facts { in_upper, stat })
     }
 
     /// Opens a file whose data go through the daemon.
@@ -76,11 +81,12 @@ impl Union {
     pub fn open_here(&self, node: NodeId, flags: c_int, caller: &Caller) -> Result<Opened> {
         let node = self.table.get(node)?;
         let flags = OFlags::from_bits_retain(flags.cast_unsigned());
-        let file = OpenFile::open(node.clone(), flags)?;
+        let (file, mut stat) = OpenFile::open(node.clone(), flags)?;
         if flags.contains(OFlags::TRUNC) {
             self.truncate(&node, 0, caller)?;
+            stat = At::stat_fd(&*file.fd()?)?;
         }
-        let stamp = stamp(&At::stat_fd(&*file.fd()?)?);
+        let stamp = stamp(&stat);
         let unchanged = node.pages.swap(stamp, Ordering::AcqRel) == stamp;
         Ok(Opened { handle: self.handles.add(Handle::File(file)), unchanged })
     }
@@ -123,21 +129,20 @@ impl Union {
     ///
     /// # Errors
     /// Those of reading the file.
-    pub fn worth_passing(&self, node: NodeId, executed: bool) -> Result<bool> {
-        let node = self.table.get(node)?;
-        let body = node.body.read();
-        let stat = stat_of(&body)?;
+    pub fn worth_passing(&self, node: NodeId, executed: bool, facts: &Facts) -> Result<bool> {
+        let stat = &facts.stat;
         if stat.nlink != 1 || stat.size < PASSED_SIZE {
             return Ok(false);
         }
         if executed || stat.mode & 0o111 != 0 {
             return Ok(true);
         }
+        let node = self.table.get(node)?;
         if let Some(known) = node.substance() {
             return Ok(known == Substance::Data);
         }
         let mut sample = [0; SAMPLE];
-        let fd = body.at()?.open(OFlags::RDONLY | OFlags::NONBLOCK)?;
+        let fd = node.with(|at| at.open(OFlags::RDONLY | OFlags::NONBLOCK))?;
         let length = rustix::io::pread(&fd, &mut sample, 0)?;
         let data = sample[..length].contains(&0);
         node.set_substance(if data { Substance::Data } else { Substance::Text });

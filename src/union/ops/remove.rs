@@ -77,7 +77,8 @@ impl Union {
             Found::Leaf(at, _) => self.in_upper_branch(at),
             Found::Dir(layers, _) => layers.first().is_some_and(|top| self.in_upper_branch(top) && top.is_real()),
         };
-        let below = lies_below(&self.stack, &parent.layers()?, &name)?;
+        // Without an object in the upper, what was found is what lies below.
+        let below = !in_upper || lies_below(&self.stack, &parent.layers()?, &name)?;
         let (node, _) = self.enter(&parent, &name, found)?;
         let done = self.remove_node(&parent, &dir, &name, (&node, Removal::plan(in_upper, below)));
         drop(names);
