@@ -178,3 +178,50 @@ fn a_directory_named_like_a_mark() {
         }
     });
 }
+
+/// Names of one lower file that the index could not take (`user.*` attributes are for files and directories): once one of
+/// them was copied up, renaming another went round for ever.
+#[test]
+fn links_that_are_not_in_the_index() {
+    let mut stack = Stack::new(Format::Overlay, &[empty(), lower().symlink("h1", "t").link("h1", "h2").file("x", "")]);
+    stack.options.userxattr = Some(true);
+    let fs = engine(&stack);
+    fs.chown(b"h1", 5, 6).unwrap();
+    assert_eq!(fs.stat(b"h2").unwrap().uid, 5, "the same file as long as it is known");
+    fs.rename(b"h2", b"x", 0).unwrap();
+    assert_eq!(fs.readlink(b"x").unwrap(), b"t");
+    for _ in 0..2 {
+        assert_eq!(fs.names(b""), ["h1", "x"]);
+        assert_eq!(fs.stat(b"h1").unwrap().ino, fs.stat(b"x").unwrap().ino);
+        fs.remount();
+    }
+}
+
+/// The path that a renamed directory's mark remembers may be longer than an attribute can be: that is a rename that cannot
+/// be done here, which programs know to answer, and not a full disk.
+#[test]
+fn a_redirect_too_long_for_an_attribute() {
+    let long = "n".repeat(250);
+    let deep = vec![long.as_str(); 300].join("/");
+    let stack = Stack::new(Format::Overlay, &[empty(), lower()]);
+    let mut at = rustix::fs::open(stack.path(1), OFlags::PATH, rustix::fs::Mode::empty()).unwrap();
+    for name in deep.split('/').chain(["end"]) {
+        rustix::fs::mkdirat(&at, name, 0o755.into()).unwrap();
+        at = rustix::fs::openat(&at, name, OFlags::PATH, rustix::fs::Mode::empty()).unwrap();
+    }
+    let fs = engine(&stack);
+    let union = fs.union();
+    let mut at = NodeId::ROOT;
+    for name in deep.split('/') {
+        at = union.lookup(at, OsStr::new(name)).unwrap().node;
+    }
+    let (end, moved) = (OsStr::new("end"), OsStr::new("moved"));
+    assert_eq!(union.rename((at, end), (at, moved), 0), Err(Errno::XDEV));
+    assert_eq!(union.lookup(at, moved), Err(Errno::NOENT));
+    union.lookup(at, end).unwrap();
+    // Nothing that walks trees by paths can look at it.
+    std::mem::forget(fs);
+    let removed = std::process::Command::new("rm").arg("-rf").arg(stack.dir()).status().unwrap();
+    assert!(removed.success());
+    std::mem::forget(stack);
+}

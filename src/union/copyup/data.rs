@@ -67,8 +67,9 @@ fn copy_range(from: BorrowedFd<'_>, to: BorrowedFd<'_>, start: u64, end: u64) ->
         let (mut source, mut target) = (at, at);
         let length = usize::try_from((end - at).min(RANGE)).unwrap_or(BUFFER);
         match rustix::fs::copy_file_range(from, Some(&mut source), to, Some(&mut target), length) {
-            // The file has become shorter under us; what is gone reads as zeros, as in a truncated file grown again.
-            Ok(0) => return Ok(()),
+            // The file has become shorter under us, or its filesystem cannot do this and does not say so (FUSE, SMB):
+            // reading tells.
+            Ok(0) => return read_and_write(from, to, at, end),
             Ok(copied) => at += copied as u64,
             Err(Errno::XDEV | Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS | Errno::PERM | Errno::BADF) => {
                 return read_and_write(from, to, at, end);
@@ -88,6 +89,7 @@ fn read_and_write(from: BorrowedFd<'_>, to: BorrowedFd<'_>, start: u64, end: u64
         let wanted = buffer.len().min(usize::try_from(end - at).unwrap_or(BUFFER));
         let read = rustix::io::retry_on_intr(|| rustix::io::pread(from, &mut buffer[..wanted], at))?;
         if read == 0 {
+            // The file has become shorter under us; what is gone reads as zeros, as in a truncated file grown again.
             return Ok(());
         }
         let mut done = 0;

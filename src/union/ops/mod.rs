@@ -25,6 +25,7 @@ use crate::union::error::{Errno, Result, best_effort};
 use crate::union::index::{Index, Record};
 use crate::union::name::Name;
 use crate::union::node::{Link, Node, Seen};
+use crate::union::ops::open::stat_of;
 use crate::union::resolve::{Found, find};
 use crate::union::stack::Stack;
 use crate::union::types::{Attr, BranchId, Entry};
@@ -58,6 +59,13 @@ impl Union {
         let branch = if in_index.is_some() { seen_branch_of_name(&seen) } else { seen.branch };
         let link = Link { parent: parent.clone(), name: name.clone(), branch };
         let node = self.table.enter(seen, in_index, link);
+        if !node.is_dir() {
+            // Found as a lower file that has been copied up under another of its names.
+            let body = node.body.read();
+            if body.identity != stat.identity() {
+                stat = stat_of(&body)?;
+            }
+        }
         let attr = self.attr(&node, &stat)?;
         Ok((node, attr))
     }

@@ -67,7 +67,7 @@ impl Union {
         if may_write(flags) {
             self.raise(&node, if flags.contains(OFlags::TRUNC) { 0 } else { u64::MAX })?;
         }
-        self.with_own_data(&node)?;
+        self.with_own_data(&node, if flags.contains(OFlags::TRUNC) { 0 } else { u64::MAX })?;
         let body = node.body.read();
         let stat = stat_of(&body)?;
         let in_upper = self.stack.is_upper(body.branch);

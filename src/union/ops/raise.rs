@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use crate::union::branch::{At, RealDir, Stat};
+use crate::union::branch::{At, RealDir, Stat, change};
 use crate::union::copyup::{Copy, Source};
 use crate::union::engine::Union;
 use crate::union::error::{During, Errno, Result, best_effort};
@@ -117,7 +117,7 @@ impl Union {
             return self.raise_dir(node).map(drop);
         }
         let upper = self.stack.upper()?;
-        self.with_own_data(node)?;
+        self.with_own_data(node, bytes)?;
         if self.stack.is_upper(node.body.read().branch) {
             return Ok(());
         }
@@ -222,17 +222,26 @@ impl Union {
     /// The caller holds `parent.children` exclusively.
     ///
     /// # Errors
-    /// `EAGAIN` if the file must be copied up first, which cannot be done under the lock; those of linkat(2).
+    /// `EAGAIN` if the directory must be copied up first, which cannot be done under the lock; those of linkat(2).
     pub(super) fn own_name(&self, parent: &Arc<Node>, name: &Name, node: &Arc<Node>) -> Result<()> {
         let upper = self.stack.upper()?;
         let dir = parent.upper_dir(&self.stack).ok_or(Errno::AGAIN)?;
         if dir.find(name)?.is_some() {
             return Ok(());
         }
-        let (Some(index), Some(At::Name(_, entry))) = (&self.index, node.body.read().index.clone()) else {
-            return Err(Errno::AGAIN);
+        let (indexed, real) = {
+            let body = node.body.read();
+            (body.index.clone(), body.at()?)
         };
-        self.link_up(upper, index, &entry, (&dir, name))?;
+        match (indexed, &self.index, real) {
+            (Some(At::Name(_, entry)), Some(index), _) => self.link_up(upper, index, &entry, (&dir, name))?,
+            // The index could not take it; another of its names will do as well.
+            (_, _, At::Name(from, other)) => {
+                self.mark_impure(upper, &dir)?;
+                self.keep_times(&dir, || change::link(&from, &other, dir.fd()?, name))?;
+            }
+            _ => return Err(Errno::STALE),
+        }
         let link = Link { parent: parent.clone(), name: name.clone(), branch: Stack::UPPER };
         node.body.write().remember(link);
         Ok(())

@@ -31,6 +31,9 @@ use crate::union::resolve::{InUpper, in_upper, lies_below};
 use crate::union::stack::{Layers, Stack, Upper};
 use crate::union::types::NodeId;
 
+/// Longer paths, in bytes, are more than every filesystem can take for an attribute's value.
+const LONG_PATH: usize = 1024;
+
 /// One end of a rename.
 struct End<'a> {
     parent: &'a Arc<Node>,
@@ -87,7 +90,6 @@ impl Union {
         let (parent, newparent) = (self.table.get(parent)?, self.table.get(newparent)?);
         let (name, newname) = (name_of(name)?, self.checked_name(&newparent, newname)?);
         let (old, new) = (End { parent: &parent, name: &name }, End { parent: &newparent, name: &newname });
-        let _crossing = (!Arc::ptr_eq(&parent, &newparent)).then(|| self.crossing.lock());
         while !self.try_rename(&old, &new, flags).during("rename", (&name, &newname))? {}
         Ok(())
     }
@@ -95,6 +97,7 @@ impl Union {
     /// Goes through with the rename, or brings into the upper what has to be there and returns false.
     fn try_rename(&self, old: &End<'_>, new: &End<'_>, flags: RenameFlags) -> Result<bool> {
         let exchange = flags.contains(RenameFlags::EXCHANGE);
+        let crossing = (!Arc::ptr_eq(old.parent, new.parent)).then(|| self.crossing.lock());
         let locks = lock_names(old.parent, new.parent);
         let source = self.counted(old)?.ok_or(Errno::NOENT)?;
         let target = self.counted(new)?;
@@ -111,12 +114,20 @@ impl Union {
         for node in lifted.into_iter().flatten() {
             self.check_movable(node)?;
         }
+        // Where a mark beside the name seals the directory that arrives, it would hide this one before: unless the upper
+        // has it.
+        let sealed_beside = node.is_dir() && !exchange && self.stack.upper()?.writer.mirror.is_some();
+        let stand_in = victim.filter(|victim| sealed_beside && victim.upper_dir(&self.stack).is_none());
+        stand_in.map_or(Ok(()), |victim| self.check_empty(victim))?;
         if !self.is_ready(old, node)?
             || new.parent.upper_dir(&self.stack).is_none()
             || (exchange && !victim.map_or(Ok(true), |victim| self.is_ready(new, victim))?)
+            || stand_in.is_some()
         {
-            drop(locks);
+            // Others must not wait while data are copied.
+            drop((locks, crossing));
             lifted.into_iter().flatten().try_for_each(|node| self.raise(node, u64::MAX))?;
+            stand_in.map_or(Ok(()), |victim| self.raise_dir(victim).map(drop))?;
             self.raise_dir(old.parent)?;
             self.raise_dir(new.parent)?;
             return Ok(false);
@@ -258,7 +269,12 @@ impl Union {
         let object = layers.first().ok_or(Errno::STALE)?.itself()?;
         if self.has_lower_parts(&layers) {
             let path = self.redirect_path(&layers)?;
-            return object.set_xattr(&step.upper.writer.keys.redirect, &path, 0);
+            return match object.set_xattr(&step.upper.writer.keys.redirect, &path, 0) {
+                // ext4 calls an attribute that is too long for it a full disk.
+                Err(Errno::TOOBIG | Errno::RANGE) => Err(Errno::XDEV),
+                Err(Errno::NOSPC) if path.len() > LONG_PATH => Err(Errno::XDEV),
+                done => done,
+            };
         }
         if step.below_new {
             let object = object.open(OFlags::RDONLY | OFlags::DIRECTORY)?;
