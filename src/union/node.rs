@@ -22,7 +22,7 @@ use crate::union::branch::{At, Presence, RealDir};
 use crate::union::error::{Errno, Result};
 use crate::union::name::Name;
 use crate::union::stack::{Layers, Stack};
-use crate::union::types::{BranchId, Ino, NodeId};
+use crate::union::types::{BranchId, Ino, NodeId, Time};
 
 /// How many names of one file a node remembers; one would do, a few save look-ups after an unlink.
 const LINKS: usize = 8;
@@ -79,6 +79,8 @@ pub struct Body {
     pub index: Option<At>,
     /// Names of the lower file that were deleted while it was known.
     pub gone: u32,
+    /// When the last of them was: a change of the file's attributes that the lower file cannot show.
+    pub touched: Option<Time>,
 }
 
 /// What the data of a file are, by a glance at their beginning.
@@ -142,6 +144,7 @@ impl Node {
                 held: None,
                 index,
                 gone: 0,
+                touched: None,
             }),
         }
     }
@@ -320,6 +323,13 @@ impl Body {
     pub fn unlink(&mut self, parent: &Arc<Node>, name: &Name) -> Option<Link> {
         let at = self.links.iter().position(|known| known.is(parent, name))?;
         Some(self.links.remove(at))
+    }
+
+    /// A name that only a lower branch has was deleted.
+    pub fn lost_lower_name(&mut self) {
+        self.gone += 1;
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+        self.touched = Some(Time { sec: now.tv_sec, nsec: u32::try_from(now.tv_nsec).unwrap_or(0) });
     }
 
     /// Whether `name` in `parent` is one of its names.

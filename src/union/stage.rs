@@ -9,6 +9,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use parking_lot::Mutex;
 use rustix::fs::{Mode, OFlags, RenameFlags};
 
 use crate::union::branch::change;
@@ -24,6 +25,9 @@ pub struct Stage {
     private: OwnedFd,
     dir: OwnedFd,
     next: AtomicU64,
+    /// A whiteout in the stage whose further names are the whiteouts of the upper: they need no inode each, so that
+    /// files can be deleted on a full disk.
+    whiteout: Mutex<Option<Name>>,
     /// What the filesystem can do.
     pub can: Abilities,
 }
@@ -62,6 +66,7 @@ impl Stage {
             private,
             dir,
             next: AtomicU64::new(0),
+            whiteout: Mutex::new(None),
             can: Abilities {
                 unnamed: false,
                 rename_flags: false,
@@ -77,8 +82,7 @@ impl Stage {
     fn probe(&self) -> Result<Abilities> {
         let at = crate::union::branch::At::Fd(std::sync::Arc::new(self.dir.try_clone().map_err(io)?));
         let xattr = |key| at.set_xattr(key, b"y", 0).and_then(|()| at.remove_xattr(key)).is_ok();
-        let device = self.temp()?;
-        let whiteout_device = change::mknod(&self.dir, &device.name, 0o020_000, (0, 0)).is_ok();
+        let whiteout_device = self.new_whiteout(&mut self.whiteout.lock()).is_ok();
         Ok(Abilities {
             unnamed: change::unnamed(&self.dir, 0o600).is_ok(),
             rename_flags: self.probe_rename().is_ok(),
@@ -94,6 +98,47 @@ impl Stage {
         change::rename(&self.dir, &a.name, &self.dir, &b.name, RenameFlags::NOREPLACE)?;
         change::rename(&self.dir, &b.name, &self.dir, &a.name, RenameFlags::WHITEOUT)?;
         change::rename(&self.dir, &b.name, &self.dir, &a.name, RenameFlags::EXCHANGE)
+    }
+
+    /// Makes the whiteout that others are further names of.
+    fn new_whiteout(&self, slot: &mut Option<Name>) -> Result<Name> {
+        let mut staged = self.temp()?;
+        change::mknod(&self.dir, &staged.name, 0o020_000, (0, 0))?;
+        staged.published = true;
+        if let Some(old) = slot.replace(staged.name.clone()) {
+            best_effort("clear the stage", change::unlink(&self.dir, &old));
+        }
+        Ok(staged.name.clone())
+    }
+
+    /// Puts a whiteout at `name` in `dir`, where nothing is.
+    ///
+    /// # Errors
+    /// Those of linkat(2) and mknodat(2).
+    pub fn whiteout(&self, dir: impl AsFd, name: &Name) -> Result<()> {
+        let mut slot = self.whiteout.lock();
+        if let Some(whiteout) = &*slot {
+            match change::link(&self.dir, whiteout, &dir, name) {
+                // It has as many names as its filesystem allows, or allows it only one.
+                Err(Errno::MLINK | Errno::PERM | Errno::OPNOTSUPP | Errno::NOENT) => {}
+                other => return other,
+            }
+        }
+        let fresh = self.new_whiteout(&mut slot)?;
+        match change::link(&self.dir, &fresh, &dir, name) {
+            Err(Errno::PERM | Errno::OPNOTSUPP) => change::mknod(dir, name, 0o020_000, (0, 0)),
+            other => other,
+        }
+    }
+
+    /// Replaces the object `name` in `dir` by a whiteout, without an inode of its own; the object is removed.
+    ///
+    /// # Errors
+    /// Those of linkat(2) and renameat2(2).
+    pub fn exchange_for_whiteout(&self, dir: impl AsFd, name: &Name) -> Result<()> {
+        let staged = self.temp()?;
+        self.whiteout(&self.dir, &staged.name)?;
+        staged.publish(dir, name, RenameFlags::EXCHANGE)
     }
 
     /// The stage's directory.

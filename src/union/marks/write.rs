@@ -46,29 +46,42 @@ impl Writer {
     /// Hides `name`, for which the upper's `dir` has no object, in the branches below.
     ///
     /// # Errors
-    /// Those of mknodat(2), mkdirat(2) and openat(2).
-    pub fn hide(&self, dir: &Arc<RealDir>, name: &Name, is_dir: bool) -> Result<()> {
-        let done = match (self.format, &self.mirror) {
-            (Format::Overlay, _) => change::mknod(dir.fd()?, name, 0o020_000, (0, 0)),
-            (Format::Oci, _) | (_, None) => change::create(dir.fd()?, &WH.mark(name)?, 0o600, OFlags::WRONLY).map(drop),
-            (Format::Unionfs | Format::UnionfsFuse, Some(mirror)) => {
+    /// Those of linkat(2), mknodat(2), mkdirat(2) and openat(2).
+    pub fn hide(&self, stage: &Stage, dir: &Arc<RealDir>, name: &Name, is_dir: bool) -> Result<()> {
+        if self.in_place() { stage.whiteout(dir.fd()?, name) } else { self.mark(dir, name, is_dir) }
+    }
+
+    /// Makes the mark beside `name`, which hides it in the branches below.
+    fn mark(&self, dir: &Arc<RealDir>, name: &Name, is_dir: bool) -> Result<()> {
+        let done = match &self.mirror {
+            None => change::create(dir.fd()?, &WH.mark(name)?, 0o600, OFlags::WRONLY).map(drop),
+            Some(mirror) => {
                 let marks = mirror.make(&self.root, dir)?;
                 let mark = HIDDEN.mark(name)?;
-                let done = if is_dir {
+                if is_dir {
                     change::mkdir(&marks, &mark, 0o700)
                 } else {
                     change::create(&marks, &mark, 0o600, OFlags::WRONLY).map(drop)
-                };
-                // The directory has lost a name, but it is not where the mark is.
-                best_effort("move a directory's time", dir.itself()?.set_times(None, Some(SetTime::Now)));
-                done
+                }
             }
         };
         match done {
             // Hidden already: by a mark that outlived its object.
-            Err(Errno::EXIST) if !self.in_place() => Ok(()),
+            Err(Errno::EXIST) => Ok(()),
             other => other,
         }
+    }
+
+    /// As `hide`, for a name that the union loses by it: its directory's time of change moves, wherever the mark is.
+    ///
+    /// # Errors
+    /// As `hide`.
+    pub fn hide_lower(&self, stage: &Stage, dir: &Arc<RealDir>, name: &Name, is_dir: bool) -> Result<()> {
+        self.hide(stage, dir, name, is_dir)?;
+        if self.mirror.is_some() {
+            best_effort("move a directory's time", dir.itself()?.set_times(None, Some(SetTime::Now)));
+        }
+        Ok(())
     }
 
     /// Removes the upper's object `name` where nothing lies below it.
@@ -92,9 +105,13 @@ impl Writer {
     /// Those of `remove` and `hide`.
     pub fn remove_and_hide(&self, stage: &Stage, dir: &Arc<RealDir>, name: &Name, is_dir: bool) -> Result<()> {
         if self.in_place() {
-            return stage.take(dir.fd()?, name, RenameFlags::WHITEOUT).map(drop);
+            return match stage.take(dir.fd()?, name, RenameFlags::WHITEOUT) {
+                // A whiteout of its own needs an inode; one that is there already needs none.
+                Err(Errno::NOSPC | Errno::DQUOT) => stage.exchange_for_whiteout(dir.fd()?, name),
+                other => other.map(drop),
+            };
         }
-        self.hide(dir, name, is_dir)?;
+        self.hide(stage, dir, name, is_dir)?;
         self.remove(stage, dir, name, is_dir)
     }
 
@@ -138,7 +155,7 @@ impl Writer {
                     Err(errno) => Err(errno),
                 }
             }
-            Format::Unionfs | Format::UnionfsFuse => self.hide(dir, name, true),
+            Format::Unionfs | Format::UnionfsFuse => self.mark(dir, name, true),
         }
     }
 
@@ -155,7 +172,7 @@ impl Writer {
     /// # Errors
     /// Those of setxattr(2) and `hide`.
     pub fn cover(&self, dir: &Arc<RealDir>, name: &Name) -> Result<()> {
-        if self.in_place() { dir.at(name)?.set_xattr(&self.keys.opaque, b"y", 0) } else { self.hide(dir, name, true) }
+        if self.in_place() { dir.at(name)?.set_xattr(&self.keys.opaque, b"y", 0) } else { self.mark(dir, name, true) }
     }
 
     /// Makes the upper's directory `name` really empty, which is covered and holds nothing but marks, so that another one

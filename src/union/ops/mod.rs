@@ -127,7 +127,7 @@ impl Union {
             blocks: stat.blocks,
             atime: stat.atime,
             mtime: stat.mtime,
-            ctime: stat.ctime,
+            ctime: stat.ctime.max(node.body.read().touched.unwrap_or(stat.ctime)),
             mode: stat.mode,
             nlink: self.nlink(node, stat)?,
             uid: stat.uid,

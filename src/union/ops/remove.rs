@@ -106,7 +106,7 @@ impl Union {
         let lost_upper = removal.take;
         lose_name(&mut body, parent, name, held);
         if !lost_upper && entry.is_none() {
-            body.gone += 1;
+            body.lost_lower_name();
         }
         drop(body);
         self.uncount(entry, lost_upper);
@@ -119,7 +119,7 @@ impl Union {
         match (removal.take, removal.hide) {
             (true, true) => upper.writer.remove_and_hide(&upper.stage, dir, name, is_dir),
             (true, false) => upper.writer.remove(&upper.stage, dir, name, is_dir),
-            (false, _) => upper.writer.hide(dir, name, is_dir),
+            (false, _) => upper.writer.hide_lower(&upper.stage, dir, name, is_dir),
         }
     }
 

@@ -241,7 +241,7 @@ impl Union {
         if let Some(lost) = &mut lost {
             lose_name(lost, new.parent, new.name, held);
             if !victim_in_upper && entry.is_none() {
-                lost.gone += 1;
+                lost.lost_lower_name();
             }
         }
         drop((body, lost));
@@ -350,7 +350,7 @@ impl Move<'_> {
             return self.act_in_place();
         }
         if self.hide_old {
-            writer.hide(from, self.from.1, self.node.is_dir())?;
+            writer.hide(&self.upper.stage, from, self.from.1, self.node.is_dir())?;
         }
         change::rename(from.fd()?, self.from.1, to.fd()?, self.to.1, RenameFlags::empty())?;
         if !self.node.is_dir() {
