@@ -20,14 +20,17 @@ use crate::union::name::Name;
 /// The private area inside a positional upper; reserved in every union (`Name::is_reserved`).
 pub const PRIVATE: &str = ".cowfs";
 
+/// A whiteout in the private area whose further names are the whiteouts of the upper, as in overlayfs: they need no inode
+/// each, so that files can be deleted on a full disk.
+const WHITEOUT: &str = "whiteout";
+
 /// The stage of one upper.
 pub struct Stage {
     private: OwnedFd,
     dir: OwnedFd,
     next: AtomicU64,
-    /// A whiteout in the stage whose further names are the whiteouts of the upper: they need no inode each, so that
-    /// files can be deleted on a full disk.
-    whiteout: Mutex<Option<Name>>,
+    /// Held while a whiteout gets a further name, or a successor.
+    making: Mutex<()>,
     /// What the filesystem can do.
     pub can: Abilities,
 }
@@ -66,7 +69,7 @@ impl Stage {
             private,
             dir,
             next: AtomicU64::new(0),
-            whiteout: Mutex::new(None),
+            making: Mutex::new(()),
             can: Abilities {
                 unnamed: false,
                 rename_flags: false,
@@ -82,7 +85,7 @@ impl Stage {
     fn probe(&self) -> Result<Abilities> {
         let at = crate::union::branch::At::Fd(std::sync::Arc::new(self.dir.try_clone().map_err(io)?));
         let xattr = |key| at.set_xattr(key, b"y", 0).and_then(|()| at.remove_xattr(key)).is_ok();
-        let whiteout_device = self.new_whiteout(&mut self.whiteout.lock()).is_ok();
+        let whiteout_device = self.new_whiteout().is_ok();
         Ok(Abilities {
             unnamed: change::unnamed(&self.dir, 0o600).is_ok(),
             rename_flags: self.probe_rename().is_ok(),
@@ -100,15 +103,14 @@ impl Stage {
         change::rename(&self.dir, &b.name, &self.dir, &a.name, RenameFlags::EXCHANGE)
     }
 
-    /// Makes the whiteout that others are further names of.
-    fn new_whiteout(&self, slot: &mut Option<Name>) -> Result<Name> {
-        let mut staged = self.temp()?;
-        change::mknod(&self.dir, &staged.name, 0o020_000, (0, 0))?;
-        staged.published = true;
-        if let Some(old) = slot.replace(staged.name.clone()) {
-            best_effort("clear the stage", change::unlink(&self.dir, &old));
+    /// Makes the whiteout that others are further names of; one that has as many as it can have is left to them.
+    fn new_whiteout(&self) -> Result<()> {
+        let name = Name::new(WHITEOUT)?;
+        match change::unlink(&self.private, &name) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(errno) => return Err(errno),
         }
-        Ok(staged.name.clone())
+        change::mknod(&self.private, &name, 0o020_000, (0, 0))
     }
 
     /// Puts a whiteout at `name` in `dir`, where nothing is.
@@ -116,16 +118,14 @@ impl Stage {
     /// # Errors
     /// Those of linkat(2) and mknodat(2).
     pub fn whiteout(&self, dir: impl AsFd, name: &Name) -> Result<()> {
-        let mut slot = self.whiteout.lock();
-        if let Some(whiteout) = &*slot {
-            match change::link(&self.dir, whiteout, &dir, name) {
-                // It has as many names as its filesystem allows, or allows it only one.
-                Err(Errno::MLINK | Errno::PERM | Errno::OPNOTSUPP | Errno::NOENT) => {}
-                other => return other,
+        let whiteout = Name::new(WHITEOUT)?;
+        let _alone = self.making.lock();
+        match change::link(&self.private, &whiteout, &dir, name) {
+            Err(Errno::MLINK | Errno::NOENT) => {
+                self.new_whiteout()?;
+                change::link(&self.private, &whiteout, dir, name)
             }
-        }
-        let fresh = self.new_whiteout(&mut slot)?;
-        match change::link(&self.dir, &fresh, &dir, name) {
+            // A filesystem that allows one name only.
             Err(Errno::PERM | Errno::OPNOTSUPP) => change::mknod(dir, name, 0o020_000, (0, 0)),
             other => other,
         }
@@ -175,6 +175,8 @@ impl Stage {
     /// anybody.
     pub fn close(&self, upper: BorrowedFd<'_>, workdir: bool) {
         best_effort("sweep the stage", sweep(self.fd()));
+        let whiteout = Name::new(WHITEOUT).and_then(|name| change::remove_tree(self.private(), &name));
+        best_effort("remove the stage's whiteout", whiteout);
         if workdir {
             return;
         }
