@@ -141,6 +141,10 @@ impl Filesystem for Adapter {
                 None => Ok(()),
             };
             let done = done.and_then(|()| adapter.union.setattr(node(ino), fh.map(handle), &set, &caller));
+            let done = match (set.size, done) {
+                (Some(_), Ok(attr)) => adapter.opening.after_truncate(node(ino)).map(|()| attr),
+                (_, done) => done,
+            };
             adapter.answers.reply_attr(done, reply);
         });
     }

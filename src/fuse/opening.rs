@@ -48,14 +48,32 @@ impl Opening {
         let shared = self.modes.of(node);
         {
             let mut mode = shared.lock();
-            if let Err(error) = self.open_as(node, (flags, executed), caller, (&facts, &mut mode), &reply) {
-                drop(mode);
-                self.modes.tidy(node, shared);
-                return reply.error(errno(error));
-            }
+            let ready = self.refresh(node, flags, facts, &mode).and_then(|facts| {
+                self.open_as(node, (flags, executed), caller, (&facts, &mut mode), &reply)?;
+                Ok(facts)
+            });
+            let facts = match ready {
+                Ok(facts) => facts,
+                Err(error) => {
+                    drop(mode);
+                    self.modes.tidy(node, shared);
+                    return reply.error(errno(error));
+                }
+            };
             self.answer(node, flags, caller, (&facts, &mut mode), reply);
         }
         self.modes.tidy(node, shared);
+    }
+
+    /// A file has been cut: if its lower file was passed to somebody meanwhile, it is theirs alone from now on.
+    ///
+    /// # Errors
+    /// Those of `leave_behind`.
+    pub fn after_truncate(&self, node: NodeId) -> Result<()> {
+        match self.before_truncate(node) {
+            Err(Errno::STALE) => Ok(()),
+            result => result,
+        }
     }
 
     /// A file is about to be cut by its name: if it is passed to its lower file, the copy gets a node of its own first.
@@ -77,6 +95,14 @@ impl Opening {
         Err(Errno::STALE)
     }
 
+    /// The facts again, if another request may have copied the file up since they were found.
+    fn refresh(&self, node: NodeId, flags: i32, facts: Facts, mode: &Mode) -> Result<Facts> {
+        match mode {
+            Mode::Passed(_, _, identity) if *identity != facts.identity() => self.union.before_open(node, flags),
+            Mode::Passed(..) | Mode::Idle | Mode::Cached(_) => Ok(facts),
+        }
+    }
+
     /// Brings the node's mode to where this open can be counted: idle or cached, or passed to the right file.
     fn open_as(
         &self,
@@ -86,7 +112,8 @@ impl Opening {
         (facts, mode): (&Facts, &mut Mode),
         reply: &ReplyOpen,
     ) -> Result<()> {
-        match mode.choose(facts.identity(), self.is_worthy(node, flags, executed, facts)?) {
+        let worthy = self.is_worthy(node, flags, executed, facts)?;
+        match mode.choose(facts.identity(), (only_reads(flags), worthy)) {
             Choice::Cached | Choice::Join => Ok(()),
             Choice::Split => {
                 self.union.leave_behind(node)?;
@@ -172,8 +199,7 @@ impl Opening {
             return Ok(facts.stat.mode & SET_ID == 0);
         }
         // Whatever may write has been copied up; an access mode is looked at all the same.
-        let reads = flags & libc::O_ACCMODE == libc::O_RDONLY && flags & libc::O_TRUNC == 0;
-        Ok(reads && self.modes.lowers() && self.union.worth_passing(node, executed, facts)?)
+        Ok(only_reads(flags) && self.modes.lowers() && self.union.worth_passing(node, executed, facts)?)
     }
 
     /// Hands a file to the kernel; `None` if it does not take it, which only costs speed.
@@ -204,4 +230,9 @@ impl Opening {
     fn direct(&self) -> FopenFlags {
         if self.direct_io { FopenFlags::FOPEN_DIRECT_IO } else { FopenFlags::empty() }
     }
+}
+
+/// Whether an open with these flags changes nothing.
+fn only_reads(flags: i32) -> bool {
+    flags & libc::O_ACCMODE == libc::O_RDONLY && flags & libc::O_TRUNC == 0
 }

@@ -103,9 +103,13 @@ impl Modes {
 
 impl Mode {
     /// What an open of the real file `identity` may do; `worthy`: it should pass if nothing stands against it.
-    pub fn choose(&self, identity: Identity, worthy: bool) -> Choice {
+    ///
+    /// One that only reads joins whatever is passed: a copy has other data than the lower file only once it was opened
+    /// for writing or cut, and then it has a node of its own. So nothing that leads to this node by another way than a
+    /// name (/proc/self/exe of a program that was given other rights) is lost.
+    pub fn choose(&self, identity: Identity, (reads, worthy): (bool, bool)) -> Choice {
         match self {
-            Self::Passed(_, _, passed) if *passed == identity => Choice::Join,
+            Self::Passed(_, _, passed) if reads || *passed == identity => Choice::Join,
             Self::Passed(..) => Choice::Split,
             Self::Idle if worthy => Choice::Pass,
             Self::Idle | Self::Cached(_) => Choice::Cached,
@@ -157,15 +161,15 @@ mod tests {
         let modes = Modes::new(false);
         let node = NodeId(7);
         let mode = modes.of(node);
-        assert_eq!(mode.lock().choose((1, 2), true), Choice::Pass);
+        assert_eq!(mode.lock().choose((1, 2), (true, true)), Choice::Pass);
         mode.lock().cache();
         mode.lock().cache();
-        assert_eq!(mode.lock().choose((1, 2), true), Choice::Cached);
+        assert_eq!(mode.lock().choose((1, 2), (true, true)), Choice::Cached);
         modes.closed(node);
-        assert_eq!(mode.lock().choose((1, 2), true), Choice::Cached);
+        assert_eq!(mode.lock().choose((1, 2), (true, true)), Choice::Cached);
         modes.closed(node);
-        assert_eq!(mode.lock().choose((1, 2), true), Choice::Pass);
-        assert_eq!(mode.lock().choose((1, 2), false), Choice::Cached);
+        assert_eq!(mode.lock().choose((1, 2), (true, true)), Choice::Pass);
+        assert_eq!(mode.lock().choose((1, 2), (true, false)), Choice::Cached);
         modes.tidy(node, mode);
         assert!(modes.nodes.is_empty());
     }
