@@ -221,7 +221,7 @@ tree() { /usr/bin/python3 "$T/.test/lib.py" tree "$@"; }
 # ---- mounts ------------------------------------------------------------------------------------------------------------
 
 # is_mounted DIR
-is_mounted() { awk -v dir="$1" '$5 == dir { found = 1 } END { exit !found }' /proc/self/mountinfo; }
+is_mounted() { awk -v dir="$(realpath -ms "$1")" '$5 == dir { found = 1 } END { exit !found }' /proc/self/mountinfo; }
 
 # daemons: pids of living cowfs processes of this test.
 daemons() {

@@ -1,6 +1,6 @@
 //! Mounting as an ordinary user, with the setuid program fusermount3: it mounts and hands the /dev/fuse over a socket.
 //!
-//! Its messages go to our standard error as they are. Used during start-up and after the last request only. Its own
+//! Its messages become part of ours. Used during start-up and after the last request only. Its own
 //! `auto_unmount` is not used: without allow_other it cannot tell that the mount is dead, and leaves it.
 
 use std::ffi::OsString;
@@ -53,20 +53,21 @@ impl Fusermount {
     /// Mounts on `directory`. Returns the daemon's end.
     ///
     /// # Errors
-    /// A line; fusermount3's own message stands before it on standard error.
+    /// A line with fusermount3's own message in it.
     pub(crate) fn mount(&self, request: &MountRequest, directory: &Directory) -> Checked<OwnedFd> {
         let fault = |what: &str, errno: Errno| format!("cannot run {:?}: {what}: {}", self.0, describe(errno));
         let pair = |flags| socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None);
         // No second thread runs yet, so nobody else's child can inherit the end without CLOEXEC.
         let (ours, theirs) = pair(SocketFlags::empty()).map_err(|errno| fault("socketpair", errno))?;
         rustix::io::fcntl_setfd(&ours, rustix::io::FdFlags::CLOEXEC).map_err(|errno| fault("fcntl", errno))?;
-        let mut child = Command::new(&self.0)
+        let child = Command::new(&self.0)
             .arg("-o")
             .arg(options(request))
             .arg("--")
             .arg(&directory.path)
             .env("_FUSE_COMMFD", theirs.as_raw_fd().to_string())
             .stdin(Stdio::null())
+            .stderr(Stdio::piped())
             .spawn()
             .map_err(|error| format!("cannot run {:?}: {error}", self.0))?;
         drop(theirs);
@@ -74,17 +75,23 @@ impl Fusermount {
             Ok(Some(device)) => device,
             got => {
                 drop(ours);
-                let status = child.wait().map_err(|error| format!("cannot wait for {:?}: {error}", self.0))?;
+                let ended = child.wait_with_output();
+                let ended = ended.map_err(|error| format!("cannot wait for {:?}: {error}", self.0))?;
                 let why = got.err().map(|errno| format!(" ({})", describe(errno))).unwrap_or_default();
                 return Err(format!(
-                    "cannot mount on {:?}: {:?} refused, see its message above ({status}){why}",
-                    directory.place.label, self.0
+                    "cannot mount on {:?}: {}{why}",
+                    directory.place.label,
+                    message(&ended.stderr, ended.status)
                 ));
             }
         };
         drop(ours);
         // The mount stands, whatever the program says now.
-        let _ = child.wait();
+        match child.wait_with_output() {
+            Ok(ended) if ended.stderr.is_empty() => {}
+            Ok(ended) => log::warn!("{}", message(&ended.stderr, ended.status)),
+            Err(error) => log::debug!("cannot wait for {:?}: {error}", self.0),
+        }
         Ok(device)
     }
 
@@ -103,6 +110,13 @@ impl Fusermount {
             .map_err(|_| Errno::NOENT)?;
         if status.success() { Ok(()) } else { Err(Errno::PERM) }
     }
+}
+
+/// What fusermount3 said, in one line; how it ended if it said nothing.
+fn message(said: &[u8], status: std::process::ExitStatus) -> String {
+    let said = String::from_utf8_lossy(said);
+    let line = said.split('\n').map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ");
+    if line.is_empty() { format!("fusermount3 refused without a word ({status})") } else { line }
 }
 
 /// The options that fusermount3 knows, in its own spelling.

@@ -124,3 +124,12 @@ pub fn ignore_termination() {
 pub(super) fn last_errno() -> Errno {
     Errno::from_raw_os_error(std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO))
 }
+
+/// Gives memory that the allocator has no use for back to the kernel, as malloc_trim(3).
+pub fn give_memory_back() {
+    // SAFETY: malloc_trim takes an integer and may be called at any time, from any thread.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}

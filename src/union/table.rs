@@ -116,6 +116,9 @@ impl Table {
         if self.forgets.fetch_add(1, Ordering::Relaxed) % SWEEP == SWEEP - 1 {
             self.nodes.retain(|&id, node| id == NodeId::ROOT || !unused(node));
             self.aliases.retain(|_, id| self.nodes.contains_key(id));
+            // A walk over a large tree must not leave its memory behind in every tenant's daemon.
+            self.nodes.shrink_to_fit();
+            crate::sys::process::give_memory_back();
         }
     }
 
