@@ -252,15 +252,14 @@ union() {
 	timeout 5 stat -f "$mountpoint" >/dev/null
 }
 
-# unmount DIR: an ordinary umount, tried for 2 s while busy, and the daemon's end.
+# unmount DIR: an ordinary umount, tried for 2 s while busy.
 unmount() {
-	local i
+	local i said=
 	for i in {1..20}; do
-		timeout 10 umount "$1" 2>"$T/.test/umount" && break
+		said=$(timeout 10 umount "$1" 2>&1) && break
 		sleep 0.1
 	done
-	is_mounted "$1" && { cat "$T/.test/umount"; return 1; }
-	return 0
+	! is_mounted "$1" || { echo "$said"; return 1; }
 }
 
 # loop_fs TYPE SIZE DIR: a filesystem of its own (ext4, xfs, btrfs) on a loop image, mounted on DIR. It goes with the test.
