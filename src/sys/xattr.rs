@@ -39,6 +39,26 @@ fn by_name(result: libc::c_long, flags: AtFlags) -> Option<Result<usize, Errno>>
     }
 }
 
+/// getxattrat(2) or setxattrat(2) on `object`; `None` as `by_name`.
+///
+/// # Safety
+/// The value that `args` names must be as long as it says, and for getxattrat(2) writable.
+unsafe fn with_args(
+    call: libc::c_long,
+    (dir, name, flags): (BorrowedFd<'_>, &CStr, AtFlags),
+    key: &CStr,
+    args: &Args,
+) -> Option<Result<usize, Errno>> {
+    if MISSING.load(Ordering::Relaxed) {
+        return None;
+    }
+    let (fd, size) = (dir.as_raw_fd(), size_of::<Args>());
+    // SAFETY: name and key are C strings; the value is the caller's promise; the kernel keeps none of them.
+    let done =
+        unsafe { libc::syscall(call, fd, name.as_ptr(), flags.bits(), key.as_ptr(), std::ptr::from_ref(args), size) };
+    by_name(done, flags)
+}
+
 /// A descriptor that f*xattr(2) takes, for kernels without the calls by name.
 fn open(dir: BorrowedFd<'_>, name: &CStr, flags: AtFlags) -> Result<OwnedFd, Errno> {
     let how = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
@@ -58,26 +78,10 @@ fn open(dir: BorrowedFd<'_>, name: &CStr, flags: AtFlags) -> Result<OwnedFd, Err
 /// # Errors
 /// Those of getxattr(2): `ENODATA`, `ERANGE` (buffer too small), `EOPNOTSUPP`.
 pub fn get(dir: BorrowedFd<'_>, name: &CStr, key: &CStr, buffer: &mut [u8], flags: AtFlags) -> Result<usize, Errno> {
-    if !MISSING.load(Ordering::Relaxed) {
-        let args = Args { value: buffer.as_mut_ptr() as u64, size: buffer.len() as u32, flags: 0 };
-        // SAFETY: all pointers are valid for the call, and the kernel writes at most `size` bytes to `value`.
-        let done = by_name(
-            unsafe {
-                libc::syscall(
-                    SYS_GETXATTRAT,
-                    dir.as_raw_fd(),
-                    name.as_ptr(),
-                    flags.bits(),
-                    key.as_ptr(),
-                    &raw const args,
-                    size_of::<Args>(),
-                )
-            },
-            flags,
-        );
-        if let Some(done) = done {
-            return done;
-        }
+    let args = Args { value: buffer.as_mut_ptr() as u64, size: buffer.len() as u32, flags: 0 };
+    // SAFETY: `args` names a buffer of that size, which the kernel may write to.
+    if let Some(done) = unsafe { with_args(SYS_GETXATTRAT, (dir, name, flags), key, &args) } {
+        return done;
     }
     rustix::fs::fgetxattr(open(dir, name, flags)?, key, buffer)
 }
@@ -87,26 +91,10 @@ pub fn get(dir: BorrowedFd<'_>, name: &CStr, key: &CStr, buffer: &mut [u8], flag
 /// # Errors
 /// Those of setxattr(2).
 pub fn set(dir: BorrowedFd<'_>, name: &CStr, key: &CStr, value: &[u8], how: u32, flags: AtFlags) -> Result<(), Errno> {
-    if !MISSING.load(Ordering::Relaxed) {
-        let args = Args { value: value.as_ptr() as u64, size: value.len() as u32, flags: how };
-        // SAFETY: all pointers are valid for the call; the kernel only reads them.
-        let done = by_name(
-            unsafe {
-                libc::syscall(
-                    SYS_SETXATTRAT,
-                    dir.as_raw_fd(),
-                    name.as_ptr(),
-                    flags.bits(),
-                    key.as_ptr(),
-                    &raw const args,
-                    size_of::<Args>(),
-                )
-            },
-            flags,
-        );
-        if let Some(done) = done {
-            return done.map(drop);
-        }
+    let args = Args { value: value.as_ptr() as u64, size: value.len() as u32, flags: how };
+    // SAFETY: `args` names a value of that size, which the kernel only reads.
+    if let Some(done) = unsafe { with_args(SYS_SETXATTRAT, (dir, name, flags), key, &args) } {
+        return done.map(drop);
     }
     rustix::fs::fsetxattr(open(dir, name, flags)?, key, value, rustix::fs::XattrFlags::from_bits_retain(how))
 }
