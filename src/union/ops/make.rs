@@ -18,7 +18,7 @@ use crate::union::engine::Union;
 use crate::union::error::{During, Errno, Result, best_effort};
 use crate::union::handle::{Handle, OpenFile};
 use crate::union::name::Name;
-use crate::union::node::Node;
+use crate::union::node::{Link, Node, Seen};
 use crate::union::resolve::{Found, InUpper, in_upper, lies_below};
 use crate::union::stack::{Layers, Stack, Upper};
 use crate::union::stage::Staged;
@@ -193,7 +193,8 @@ impl Union {
                 }
             }
             drop(body);
-            self.enter_made(free)
+            let stat = free.dir.find(free.name)?.ok_or(Errno::STALE)?;
+            self.enter(free.parent, free.name, Found::Leaf(free.dir.clone(), stat))
         })
     }
 
@@ -235,12 +236,19 @@ impl Union {
     /// The node for the object that has just been made.
     fn enter_made(&self, free: &Free<'_>) -> Result<(Arc<Node>, Attr)> {
         let stat = free.dir.find(free.name)?.ok_or(Errno::STALE)?;
-        let found = if stat.is_dir() {
-            Found::Dir(Layers::from_iter([self.stack.child(&free.dir, free.name, &stat, false)]), stat)
+        let layers = if stat.is_dir() {
+            Layers::from_iter([self.stack.child(&free.dir, free.name, &stat, false)])
         } else {
-            Found::Leaf(free.dir.clone(), stat)
+            Layers::new()
         };
-        self.enter(free.parent, free.name, found)
+        let identity = stat.identity();
+        // New, so it has no origin: its number is its own.
+        let ino = self.numbers.number(identity.0, identity.1);
+        let seen = Seen { ino, kind: stat.kind(), identity, branch: Stack::UPPER, layers, index: None };
+        let link = Link { parent: free.parent.clone(), name: free.name.clone(), branch: Stack::UPPER };
+        let node = self.table.enter(seen, None, link);
+        let attr = self.attr(&node, &stat)?;
+        Ok((node, attr))
     }
 
     /// Whether `branch` is the upper. Short for the other requests.

@@ -178,10 +178,12 @@ impl Union {
     /// The real file that `handle` has open, and which one it is.
     ///
     /// # Errors
-    /// `EBADF`, `EISDIR`; those of statx(2).
+    /// `EBADF`, `EISDIR`; those of opening it again.
     pub fn real_file(&self, handle: HandleId) -> Result<(Arc<OwnedFd>, (u64, u64))> {
-        let fd = self.handles.get(handle)?.file()?.fd()?;
-        let identity = At::stat_fd(&fd)?.identity();
+        let handle = self.handles.get(handle)?;
+        let file = handle.file()?;
+        let fd = file.fd()?;
+        let identity = file.node.body.read().identity;
         Ok((fd, identity))
     }
 
