@@ -36,8 +36,11 @@ fn each_format(trees: &[Tree], story: impl Fn(&EngineFs, &Stack)) {
 /// descriptors had been given back it opened its parents by recursion, and forgetting the chain dropped them so.
 #[test]
 fn a_chain_of_directories_deeper_than_the_stack() {
-    const DEPTH: usize = 20_000;
+    const DEPTH: usize = 10_000;
     let stack = Stack::new(Format::Overlay, &[empty(), lower()]);
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let fewer = rustix::process::Rlimit { current: Some(2048), ..limit };
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, fewer).unwrap();
     let fs = engine(&stack);
     let union = fs.union();
     let dive = |union: Arc<Union>| {
@@ -47,15 +50,15 @@ fn a_chain_of_directories_deeper_than_the_stack() {
             at = union.mkdir(at, name, 0o755, &Caller::ROOT).unwrap().node;
         }
         // More than there may be open directories.
-        for number in 0..17_000 {
+        for number in 0..2_000 {
             let node = union.mkdir(NodeId::ROOT, OsStr::new(&format!("{number}")), 0o755, &Caller::ROOT).unwrap().node;
             assert_eq!(union.lookup(node, OsStr::new("no")), Err(Errno::NOENT));
         }
         union.mkdir(at, name, 0o755, &Caller::ROOT).unwrap();
         assert_eq!(union.lookup(at, OsStr::new("no")), Err(Errno::NOENT));
     };
-    // A quarter of what the daemon's threads have.
-    let small = || std::thread::Builder::new().stack_size(512 << 10);
+    // An eighth of what the daemon's threads have.
+    let small = || std::thread::Builder::new().stack_size(256 << 10);
     small().spawn(move || dive(union)).unwrap().join().unwrap();
     small().spawn(move || fs.unmount(false)).unwrap().join().unwrap();
     let removed = std::process::Command::new("rm").arg("-rf").arg(stack.path(0)).status().unwrap();
@@ -224,4 +227,103 @@ fn a_redirect_too_long_for_an_attribute() {
     let removed = std::process::Command::new("rm").arg("-rf").arg(stack.dir()).status().unwrap();
     assert!(removed.success());
     std::mem::forget(stack);
+}
+
+/// A rename whose file the kernel knows under a node that was left behind found a node of its own, made it ready, forgot
+/// it, and began again, for ever.
+#[test]
+fn a_rename_of_what_nobody_else_knows() {
+    let stack = Stack::new(Format::Overlay, &[empty(), lower().file("f", "lower")]);
+    let fs = engine(&stack);
+    let union = fs.union();
+    let (f, g) = (OsStr::new("f"), OsStr::new("g"));
+    let node = union.lookup(NodeId::ROOT, f).unwrap().node;
+    fs.append(b"f", b"+").unwrap();
+    union.leave_behind(node).unwrap();
+    union.rename((NodeId::ROOT, f), (NodeId::ROOT, g), 0).unwrap();
+    let moved = union.lookup(NodeId::ROOT, g).unwrap().node;
+    assert_ne!(moved, node);
+    for node in [node, moved] {
+        union.forget(node, 1);
+    }
+}
+
+/// The daemon of an ordinary user: it may not read the attributes of files that their owner may not read, search
+/// directories that he may not search, open for writing what is read-only, or give files away. Listings failed, a
+/// directory without rights could never get them back, and nothing below a directory of root's could be changed.
+#[test]
+fn the_union_of_an_ordinary_user() {
+    if !kit::is_root() {
+        return kit::skip("only root can become somebody else");
+    }
+    let theirs = |path: &str| lower().file(path, "x").owner(65534, 65534);
+    let tree = theirs("f").file("d/x", "y").owner(65534, 65534).file("roots/theirs", "z").owner(65534, 65534);
+    let tree = tree.file("suid", "s").mode(0o4777).dir("shut").mode(0o555).owner(65534, 65534);
+    let stack = Stack::new(Format::Overlay, &[empty(), tree]);
+    let open = |path: &std::path::Path| {
+        std::os::unix::fs::chown(path, Some(65534), Some(65534)).unwrap();
+        std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    };
+    [stack.dir(), &stack.path(0), &stack.path(1), &stack.path(1).join("d")].into_iter().for_each(open);
+    let mut stack = stack;
+    stack.guard();
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "ordinary_user_child", "--nocapture"])
+        .env("COWFS_REGRESSION_USER", stack.dir())
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+#[test]
+fn ordinary_user_child() {
+    let Some(dir) = std::env::var_os("COWFS_REGRESSION_USER") else { return };
+    let nobody = (rustix::fs::Uid::from_raw(65534), rustix::fs::Gid::from_raw(65534));
+    rustix::thread::set_thread_res_gid(nobody.1, nobody.1, nobody.1).unwrap();
+    rustix::thread::set_thread_res_uid(nobody.0, nobody.0, nobody.0).unwrap();
+    let branch = |place: usize| kit::enginefs::BranchPath {
+        path: std::path::Path::new(&dir).join(format!("branch{place}")),
+        writable: place == 0,
+        oci_whiteouts: false,
+    };
+    let options = cowfs::union::options::Options { volatile: true, ..Default::default() };
+    let mut fs = EngineFs::try_new(vec![branch(0), branch(1)], options, Dcache::Keep).unwrap();
+    fs.caller = Caller { uid: 65534, gid: 65534, umask: 0 };
+    for when in ["at once", "after a remount"] {
+        fs.chmod(b"f", 0).unwrap();
+        fs.chmod(b"d", 0).unwrap();
+        assert_eq!(fs.names(b""), ["d", "f", "roots", "shut", "suid"], "{when}");
+        assert_eq!((fs.stat(b"d").unwrap().perm(), fs.stat(b"f").unwrap().perm()), (0, 0), "{when}");
+        fs.forget();
+        assert_eq!((fs.stat(b"d").unwrap().perm(), fs.stat(b"f").unwrap().perm()), (0, 0), "{when}, forgotten");
+        fs.chmod(b"d", 0o700).unwrap();
+        fs.chmod(b"f", 0o600).unwrap();
+        assert_eq!(fs.names(b"d"), ["x"]);
+        fs.remount();
+    }
+    fs.setxattr(b"shut", "user.a", b"").map_or_else(|errno| assert_eq!(errno, Errno::ACCESS), |()| panic!("shut"));
+    fs.chmod(b"shut", 0o500).unwrap();
+    assert_eq!(fs.stat(b"shut").unwrap().perm(), 0o500);
+    fs.unlink(b"d/x").unwrap();
+    fs.rmdir(b"d").unwrap();
+    fs.mkdir(b"d", 0).unwrap();
+    fs.remount();
+    fs.chmod(b"d", 0o700).unwrap();
+    assert_eq!(fs.names(b"d"), [""; 0], "the lower directory stays hidden");
+    let fd = fs.open(b"read-only", OFlags::CREATE | OFlags::RDWR, 0o444).unwrap();
+    assert_eq!(fs.pwrite(fd, 0, b"hello"), Ok(5));
+    fs.ftruncate(fd, 2).unwrap();
+    fs.close(fd).unwrap();
+    assert_eq!(fs.stat(b"read-only").unwrap().size, 2);
+    fs.write(b"roots/theirs", b"changed").unwrap();
+    assert_eq!(fs.read(b"roots/theirs").unwrap(), b"changed");
+    fs.append(b"suid", b"!").unwrap();
+    let suid = fs.stat(b"suid").unwrap();
+    assert_eq!((suid.perm(), suid.uid), (0o777, 65534), "it must not act for another now");
+    fs.unmount(true);
 }

@@ -68,6 +68,11 @@ impl OpenFile {
         Self { node, flags: flags & KEPT, real: RwLock::new(None) }
     }
 
+    /// Whether it was opened for writing.
+    pub fn may_write(&self) -> bool {
+        self.flags & OFlags::ACCMODE != OFlags::RDONLY
+    }
+
     /// The descriptor to use now.
     ///
     /// # Errors

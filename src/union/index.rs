@@ -58,7 +58,7 @@ impl Record {
     /// # Errors
     /// Those of getxattr(2).
     pub fn read(keys: &Keys, at: &At) -> Result<Option<Self>> {
-        let Some(value) = at.xattr(&keys.index)? else { return Ok(None) };
+        let Some(value) = at.mark(&keys.index)? else { return Ok(None) };
         let text = String::from_utf8_lossy(&value);
         let parsed = text.split_once(' ').and_then(|(count, name)| {
             let count = match count.strip_prefix('=') {
@@ -136,7 +136,7 @@ impl Index {
         }
         let at = self.at(name);
         // An inode number can come back with another file: the handle tells them apart.
-        if let (Ok(handle), Some(value)) = (lower.handle(), at.xattr(&keys.origin)?)
+        if let (Ok(handle), Some(value)) = (lower.handle(), at.mark(&keys.origin)?)
             && origin::decode(&value).is_none_or(|(_, of)| of != handle)
         {
             log::warn!("index entry {name:?} is of a file that is gone; ignored");

@@ -71,7 +71,7 @@ impl Numbers {
     /// The number of the lower object that the upper's `at` was copied from.
     fn of_origin(&self, stack: &Stack, at: &At) -> Result<Option<Ino>> {
         let keys = &stack.upper()?.writer.keys;
-        if let Some(value) = at.xattr(&keys.origin)? {
+        if let Some(value) = at.mark(&keys.origin)? {
             let Some((uuid, handle)) = origin::decode(&value) else { return Ok(None) };
             for branch in stack.branches.iter().filter(|branch| branch.uuid == uuid && !stack.is_upper(branch.id)) {
                 match sys::handle::open(branch.readable.as_fd(), &handle, OFlags::PATH) {
@@ -92,7 +92,7 @@ impl Numbers {
         if stack.branches.iter().all(|branch| branch.handles) {
             return Ok(None);
         }
-        let Some(value) = at.xattr(&keys.origin_number)? else { return Ok(None) };
+        let Some(value) = at.mark(&keys.origin_number)? else { return Ok(None) };
         let Some((tag, ino)) = origin::decode_number(&value) else { return Ok(None) };
         let branch = stack.branches.iter().find(|branch| branch.tag == tag && !stack.is_upper(branch.id));
         Ok(branch.map(|branch| self.number(branch.root.identity().0, ino)))

@@ -120,9 +120,17 @@ impl At {
         }
     }
 
+    /// As `parts`, for the calls that take a descriptor of any kind: the name `.` needs the right to search.
+    fn bare(&self) -> (BorrowedFd<'_>, &CStr, AtFlags) {
+        match self {
+            Self::Dir(fd) => (fd.as_fd(), c"", AtFlags::EMPTY_PATH),
+            Self::Name(..) | Self::Fd(_) => self.parts(),
+        }
+    }
+
     /// Its attributes. Errors: those of statx(2).
     pub fn stat(&self) -> Result<Stat> {
-        let (dir, name, flags) = self.parts();
+        let (dir, name, flags) = self.bare();
         stat(dir, name, flags)
     }
 
@@ -168,6 +176,18 @@ impl At {
         }
     }
 
+    /// The value of the mark `key`; `None` if there is none, or none that can be read: `user.*` attributes of a file that
+    /// its owner may not read are beyond a daemon without privilege, and no reason not to show the file.
+    ///
+    /// # Errors
+    /// As `xattr`, but `EACCES`.
+    pub fn mark(&self, key: &CStr) -> Result<Option<Vec<u8>>> {
+        match self.xattr(key) {
+            Err(Errno::ACCESS) => Ok(None),
+            other => other,
+        }
+    }
+
     /// The value of attribute `key`. Errors: those of getxattr(2).
     pub fn xattr_value(&self, key: &CStr) -> Result<Vec<u8>> {
         let (dir, name, flags) = self.parts();
@@ -203,14 +223,14 @@ impl At {
     /// Sets the permission bits. Errors: those of chmod(2).
     pub fn chmod(&self, mode: u32) -> Result<()> {
         step("chmod")?;
-        let (dir, name, flags) = self.parts();
+        let (dir, name, flags) = self.bare();
         sys::mode::chmod(dir, name, mode & 0o7777, flags)
     }
 
     /// Sets owner and group, `None` leaves one as it is. Errors: those of chown(2).
     pub fn chown(&self, uid: Option<u32>, gid: Option<u32>) -> Result<()> {
         step("chown")?;
-        let (dir, name, flags) = self.parts();
+        let (dir, name, flags) = self.bare();
         let (uid, gid) = (uid.map(rustix::fs::Uid::from_raw), gid.map(rustix::fs::Gid::from_raw));
         rustix::fs::chownat(dir, name, uid, gid, flags)
     }
@@ -224,7 +244,7 @@ impl At {
             Some(SetTime::At(Time { sec, nsec })) => Timespec { tv_sec: sec, tv_nsec: nsec.into() },
         };
         let times = Timestamps { last_access: time(atime), last_modification: time(mtime) };
-        let (dir, name, flags) = self.parts();
+        let (dir, name, flags) = self.bare();
         rustix::fs::utimensat(dir, name, &times, flags)
     }
 }

@@ -3,10 +3,14 @@
 
 use std::ffi::CString;
 
+use crate::sys::creds::privileged;
 use crate::union::branch::{At, Stat};
 use crate::union::error::{Errno, Result};
 use crate::union::marks::overlay::is_private;
 use crate::union::types::SetTime;
+
+/// The bits of a mode that let a program act for its file's owner or group.
+const SET_ID: u32 = 0o6000;
 
 /// Gives `to` the attributes of `from`, whose stat is `was`, but for the times. Marks are not copied: they belong to a
 /// branch.
@@ -15,12 +19,21 @@ use crate::union::types::SetTime;
 /// Those of chown(2), setxattr(2) and chmod(2).
 pub fn copy(from: &At, was: &Stat, to: &At) -> Result<()> {
     let is = to.stat()?;
+    let mut mode = was.mode;
     if (is.uid, is.gid) != (was.uid, was.gid) {
-        to.chown(Some(was.uid), Some(was.gid))?;
+        match to.chown(Some(was.uid), Some(was.gid)) {
+            // An ordinary user's daemon cannot give files away: they become its own, for they are that user's alone to
+            // see; but then they must not act for whom they were.
+            Err(Errno::PERM) if !privileged() => {
+                log::debug!("{to:?}: cannot belong to {}:{}", was.uid, was.gid);
+                mode &= !SET_ID;
+            }
+            done => done?,
+        }
     }
     copy_xattrs(from, to)?;
     if !was.kind().is_symlink() {
-        to.chmod(was.mode)?;
+        to.chmod(mode)?;
     }
     Ok(())
 }

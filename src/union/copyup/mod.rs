@@ -14,14 +14,17 @@ use std::sync::Arc;
 
 use rustix::fs::{FileType, OFlags, RenameFlags};
 
+use crate::sys::creds::privileged;
 use crate::union::branch::{At, Stat, change};
-use crate::union::error::{Errno, Result};
+use crate::union::error::{Errno, Result, best_effort};
 use crate::union::fault::step;
 use crate::union::marks::origin;
 use crate::union::marks::overlay::Keys;
 use crate::union::name::Name;
 use crate::union::stage::{Stage, Staged};
 use crate::union::types::SetTime;
+
+const OWNER_WRITE: u32 = 0o0200;
 
 /// What is copied.
 pub struct Source<'a> {
@@ -154,6 +157,21 @@ impl Copy<'_> {
     /// # Errors
     /// `EEXIST` if the name is taken; those of linkat(2) and renameat2(2).
     pub fn publish(self, stage: &Stage, dir: impl AsFd, name: &Name) -> Result<()> {
+        let Self::Staged(staged) = &self else { return self.publish_as_it_is(stage, dir, name) };
+        let here = At::Name(Arc::new(rustix::io::fcntl_dupfd_cloexec(staged.dir(), 0)?), staged.name.clone());
+        let stat = here.stat()?;
+        if privileged() || !stat.is_dir() || stat.mode & OWNER_WRITE != 0 {
+            return self.publish_as_it_is(stage, dir, name);
+        }
+        // Without privilege only a directory that may be written can be moved to another one.
+        here.chmod(stat.mode | OWNER_WRITE)?;
+        let there = At::Name(Arc::new(rustix::io::fcntl_dupfd_cloexec(&dir, 0)?), name.clone());
+        self.publish_as_it_is(stage, dir, name)?;
+        best_effort("give a directory its mode", there.chmod(stat.mode));
+        Ok(())
+    }
+
+    fn publish_as_it_is(self, stage: &Stage, dir: impl AsFd, name: &Name) -> Result<()> {
         match self {
             Self::Unnamed(fd) => change::link_unnamed(fd.as_fd(), dir, name),
             Self::Staged(staged) if stage.can.rename_flags => staged.publish(dir, name, RenameFlags::NOREPLACE),

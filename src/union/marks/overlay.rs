@@ -6,7 +6,7 @@
 use std::ffi::{CStr, CString};
 
 use crate::union::branch::{At, Stat};
-use crate::union::error::Result;
+use crate::union::error::{Errno, Result};
 
 /// The attributes' names under one prefix: `trusted.overlay.` or, where that cannot be written, `user.overlay.`.
 #[derive(Debug)]
@@ -93,10 +93,14 @@ pub fn dir_marks(keys: &Keys, at: &At) -> Result<DirMarks> {
     let has = |key: &CStr| names.split(|&b| b == 0).any(|name| name == key.to_bytes());
     let mut marks = DirMarks::default();
     if has(&keys.opaque) {
-        match at.xattr(&keys.opaque)?.as_deref() {
-            Some(b"y") => marks.opaque = true,
-            Some(b"x") => marks.xwhiteouts = true,
-            _ => {}
+        match at.xattr(&keys.opaque) {
+            // The name can be seen, the value cannot be read (see `At::mark`); cowfs writes no other there.
+            Err(Errno::ACCESS) => marks.opaque = true,
+            value => match value?.as_deref() {
+                Some(b"y") => marks.opaque = true,
+                Some(b"x") => marks.xwhiteouts = true,
+                _ => {}
+            },
         }
     }
     if keys.trusted() && has(&keys.redirect) {

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use rustix::fs::OFlags;
 
 use crate::sys::ioctl;
-use crate::union::branch::At;
 use crate::union::engine::Union;
 use crate::union::error::{During, Errno, Result, best_effort};
 use crate::union::fault::step;
@@ -14,6 +13,7 @@ use crate::union::types::{Attr, Caller, HandleId, NodeId, SetAttr};
 
 const SET_UID: u32 = 0o4000;
 const SET_GID: u32 = 0o2000;
+const OWNER_READ: u32 = 0o0400;
 const GROUP_EXEC: u32 = 0o0010;
 
 impl Union {
@@ -30,7 +30,7 @@ impl Union {
             if node.is_dir() {
                 return Err(Errno::ISDIR);
             }
-            self.truncate(&node, size, caller).during("truncate", id)?;
+            self.truncate(&node, handle, size, caller).during("truncate", id)?;
         }
         node.with(|at| {
             if set.uid.is_some() || set.gid.is_some() {
@@ -46,34 +46,49 @@ impl Union {
             Ok(())
         })
         .during("change attributes of", id)?;
+        if set.mode.is_some_and(|mode| mode & OWNER_READ == 0) {
+            self.still_known(&node)?;
+        }
         self.getattr(id, handle)
     }
 
-    /// Cuts or grows the upper's file, and takes set-id bits away as truncate(2) does.
-    pub(super) fn truncate(&self, node: &Arc<Node>, size: u64, caller: &Caller) -> Result<()> {
-        self.drop_set_id(node, caller)?;
-        let done = self.cut(node, size);
-        match done {
-            // A copy made for this has that size already: only the times were to be set, and the old data are gone.
-            Err(Errno::IO | Errno::NOSPC | Errno::DQUOT | Errno::MFILE | Errno::NFILE)
-                if node.with(|at| at.stat())?.size == size =>
-            {
-                best_effort("set the times of a file that was cut", done);
-            }
-            done => done?,
+    /// `user.*` attributes of a file that may not be read cannot be read either: memory has to tell where it came from.
+    fn still_known(&self, node: &Node) -> Result<()> {
+        let identity = node.body.read().identity;
+        if self.stack.upper()?.writer.keys.user && self.numbers.number(identity.0, identity.1) != node.ino {
+            self.table.adopt(identity, node.id);
         }
         Ok(())
     }
 
-    fn cut(&self, node: &Arc<Node>, size: u64) -> Result<()> {
-        let fd = node.with(|at| at.open(OFlags::WRONLY | OFlags::NONBLOCK))?;
-        let done = step("truncate").and_then(|()| rustix::fs::ftruncate(&fd, size));
-        if done.is_err() && At::stat_fd(&fd).is_ok_and(|stat| stat.size == size) {
+    /// Cuts or grows the upper's file, and takes set-id bits away as truncate(2) does. Through `handle` if it can write:
+    /// the file's mode need not allow another open.
+    pub(super) fn truncate(
+        &self,
+        node: &Arc<Node>,
+        handle: Option<HandleId>,
+        size: u64,
+        caller: &Caller,
+    ) -> Result<()> {
+        self.drop_set_id(node, caller)?;
+        let done = self.cut(node, handle, size);
+        if done.is_err() && node.with(|at| at.stat())?.size == size {
             // Cut on its way up: it is what it shall be, and an error would say that it is what it was.
             best_effort("truncate what has the size", done);
             return Ok(());
         }
         done
+    }
+
+    fn cut(&self, node: &Arc<Node>, handle: Option<HandleId>, size: u64) -> Result<()> {
+        let handle = handle.and_then(|handle| self.handles.get(handle).ok());
+        let open = handle.as_ref().and_then(|handle| handle.file().ok()).filter(|file| file.may_write());
+        let fd = match open {
+            Some(file) => file.fd()?,
+            None => Arc::new(node.with(|at| at.open(OFlags::WRONLY | OFlags::NONBLOCK))?),
+        };
+        step("truncate")?;
+        rustix::fs::ftruncate(&fd, size)
     }
 
     /// Takes the set-id bits away from a file that an ordinary user changes, as the kernel does for its own filesystems

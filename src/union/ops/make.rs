@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use rustix::fs::{FileType, OFlags, RenameFlags};
 
-use crate::sys::creds::Assumed;
+use crate::sys::creds::{Assumed, privileged};
 use crate::union::branch::{At, RealDir, change};
 use crate::union::engine::Union;
 use crate::union::error::{During, Errno, Result, best_effort};
@@ -25,6 +25,8 @@ use crate::union::stage::Staged;
 use crate::union::types::{Attr, Caller, Entry, HandleId, NodeId};
 
 const DEFAULT_ACL: &std::ffi::CStr = c"system.posix_acl_default";
+
+const OWNER_ALL: u32 = 0o0700;
 
 /// A free name in the upper, with the lock on its directory's names.
 struct Free<'a> {
@@ -143,9 +145,18 @@ impl Union {
                 let nursery = free.nursery()?;
                 let inner = nursery.open_dir()?;
                 as_caller(inner.as_fd(), &nursery.name)?;
-                let object = open_dir(inner.as_fd(), &nursery.name)?;
-                writer.seal(object.as_fd(), &free.dir, free.name)?;
+                let made = At::Name(Arc::new(rustix::io::fcntl_dupfd_cloexec(&inner, 0)?), nursery.name.clone());
+                let mode = made.stat()?.mode;
+                // A daemon without privilege needs an owner's rights to leave the mark and to move the directory.
+                let lacking = !privileged() && mode & OWNER_ALL != OWNER_ALL;
+                if lacking {
+                    made.chmod(mode | OWNER_ALL)?;
+                }
+                writer.seal(open_dir(inner.as_fd(), &nursery.name)?.as_fd(), &free.dir, free.name)?;
                 change::rename(&inner, &nursery.name, free.dir.fd()?, free.name, RenameFlags::EXCHANGE)?;
+                if lacking {
+                    best_effort("give a directory its mode", free.dir.at(free.name).and_then(|at| at.chmod(mode)));
+                }
             } else {
                 // The mark beside the name makes the new directory opaque from its first moment on.
                 as_caller(free.dir.fd()?.as_fd(), free.name)?;

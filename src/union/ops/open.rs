@@ -83,7 +83,7 @@ impl Union {
         let flags = OFlags::from_bits_retain(flags.cast_unsigned());
         let (file, mut stat) = OpenFile::open(node.clone(), flags)?;
         if flags.contains(OFlags::TRUNC) {
-            self.truncate(&node, 0, caller)?;
+            self.truncate(&node, None, 0, caller)?;
             stat = At::stat_fd(&*file.fd()?)?;
         }
         let stamp = stamp(&stat);
@@ -115,7 +115,7 @@ impl Union {
             None
         };
         if flags.contains(OFlags::TRUNC) {
-            self.truncate(&node, 0, caller)?;
+            self.truncate(&node, None, 0, caller)?;
         }
         // What the kernel has cached of the file until now will not be what is in it.
         node.pages.store(0, Ordering::Release);

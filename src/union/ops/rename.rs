@@ -90,12 +90,20 @@ impl Union {
         let (parent, newparent) = (self.table.get(parent)?, self.table.get(newparent)?);
         let (name, newname) = (name_of(name)?, self.checked_name(&newparent, newname)?);
         let (old, new) = (End { parent: &parent, name: &name }, End { parent: &newparent, name: &newname });
-        while !self.try_rename(&old, &new, flags).during("rename", (&name, &newname))? {}
+        // What was found stays known: else a node that only this request knows would have to be made ready again.
+        let mut kept = Vec::new();
+        while !self.try_rename(&old, &new, flags, &mut kept).during("rename", (&name, &newname))? {}
         Ok(())
     }
 
     /// Goes through with the rename, or brings into the upper what has to be there and returns false.
-    fn try_rename(&self, old: &End<'_>, new: &End<'_>, flags: RenameFlags) -> Result<bool> {
+    fn try_rename<'a>(
+        &'a self,
+        old: &End<'_>,
+        new: &End<'_>,
+        flags: RenameFlags,
+        kept: &mut Vec<Counted<'a>>,
+    ) -> Result<bool> {
         let exchange = flags.contains(RenameFlags::EXCHANGE);
         let crossing = (!Arc::ptr_eq(old.parent, new.parent)).then(|| self.crossing.lock());
         let locks = lock_names(old.parent, new.parent);
@@ -114,27 +122,22 @@ impl Union {
         for node in lifted.into_iter().flatten() {
             self.check_movable(node)?;
         }
-        // Where a mark beside the name seals the directory that arrives, it would hide this one before: unless the upper
-        // has it.
-        let sealed_beside = node.is_dir() && !exchange && self.stack.upper()?.writer.mirror.is_some();
-        let stand_in = victim.filter(|victim| sealed_beside && victim.upper_dir(&self.stack).is_none());
-        stand_in.map_or(Ok(()), |victim| self.check_empty(victim))?;
         if !self.is_ready(old, node)?
             || new.parent.upper_dir(&self.stack).is_none()
             || (exchange && !victim.map_or(Ok(true), |victim| self.is_ready(new, victim))?)
-            || stand_in.is_some()
         {
             // Others must not wait while data are copied.
             drop((locks, crossing));
             lifted.into_iter().flatten().try_for_each(|node| self.raise(node, u64::MAX))?;
-            stand_in.map_or(Ok(()), |victim| self.raise_dir(victim).map(drop))?;
             self.raise_dir(old.parent)?;
             self.raise_dir(new.parent)?;
+            kept.extend([Some(source), target].into_iter().flatten());
             return Ok(false);
         }
         if let Some(bared) = self.bared(node, victim)? {
-            drop(locks);
+            drop((locks, crossing));
             self.raise_dir(bared)?;
+            kept.extend([Some(source), target].into_iter().flatten());
             return Ok(false);
         }
         match victim {
