@@ -49,8 +49,8 @@ impl Adapter {
     /// Serves this union.
     pub fn new(union: impl Into<Arc<Union>>, settings: Settings) -> Self {
         let union = union.into();
-        let answers = Answers::new(union.clone(), settings);
         let opening = Arc::new(Opening::new(union.clone(), settings.coherent, settings.direct_io));
+        let answers = Answers::new(union.clone(), settings, opening.modes.clone());
         Self { union, answers, settings, opening, workers: Arc::default() }
     }
 
@@ -104,7 +104,9 @@ impl Filesystem for Adapter {
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
-        guard("getattr", || self.answers.reply_attr(self.union.getattr(node(ino), fh.map(handle)), reply));
+        guard("getattr", || {
+            self.answers.reply_attr(node(ino), self.union.getattr(node(ino), fh.map(handle)), reply);
+        });
     }
 
     // The change time is never set: the kernel sends one only with a write-back cache, which is off.
@@ -136,16 +138,17 @@ impl Filesystem for Adapter {
         };
         let caller = caller(request, 0);
         self.heavy("setattr", node(ino), move |adapter| {
-            let done = match set.size {
-                Some(_) => adapter.opening.before_truncate(node(ino)),
-                None => Ok(()),
-            };
-            let done = done.and_then(|()| adapter.union.setattr(node(ino), fh.map(handle), &set, &caller));
-            let done = match (set.size, done) {
-                (Some(_), Ok(attr)) => adapter.opening.after_truncate(node(ino)).map(|()| attr),
-                (_, done) => done,
-            };
-            adapter.answers.reply_attr(done, reply);
+            // Who cuts by a descriptor has opened it for writing, which has split off what had to be.
+            let by_name = set.size.is_some() && fh.is_none();
+            let ready = if by_name { adapter.opening.before_truncate(node(ino)) } else { Ok(()) };
+            let done = ready.and_then(|()| {
+                let attr = adapter.union.setattr(node(ino), fh.map(handle), &set, &caller)?;
+                if by_name {
+                    adapter.opening.after_truncate(node(ino))?;
+                }
+                Ok(attr)
+            });
+            adapter.answers.reply_attr(node(ino), done, reply);
         });
     }
 

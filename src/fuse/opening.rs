@@ -23,7 +23,7 @@ const SET_ID: u32 = 0o6000;
 pub struct Opening {
     union: Arc<Union>,
     /// Which nodes are open, and how.
-    pub modes: Modes,
+    pub modes: Arc<Modes>,
     direct_io: bool,
     report_close: bool,
 }
@@ -33,7 +33,7 @@ impl Opening {
     pub fn new(union: Arc<Union>, coherent: bool, direct_io: bool) -> Self {
         let coherent = coherent || !union.lowers_are_read_only();
         let report_close = union.close_reports_errors();
-        Self { union, modes: Modes::new(coherent), direct_io, report_close }
+        Self { union, modes: Arc::new(Modes::new(coherent)), direct_io, report_close }
     }
 
     /// Opens `node` and answers.
@@ -83,7 +83,7 @@ impl Opening {
     pub fn before_truncate(&self, node: NodeId) -> Result<()> {
         let shared = self.modes.of(node);
         let passed = match &*shared.lock() {
-            Mode::Passed(_, _, identity) => Some(*identity),
+            Mode::Passed(passed) => Some(passed.identity),
             Mode::Idle | Mode::Cached(_) => None,
         };
         self.modes.tidy(node, shared);
@@ -91,6 +91,9 @@ impl Opening {
         if self.union.before_open(node, libc::O_RDWR)?.identity() == identity {
             return Ok(());
         }
+        let shared = self.modes.of(node);
+        shared.lock().split();
+        self.modes.tidy(node, shared);
         self.union.leave_behind(node)?;
         Err(Errno::STALE)
     }
@@ -98,7 +101,7 @@ impl Opening {
     /// The facts again, if another request may have copied the file up since they were found.
     fn refresh(&self, node: NodeId, flags: i32, facts: Facts, mode: &Mode) -> Result<Facts> {
         match mode {
-            Mode::Passed(_, _, identity) if *identity != facts.identity() => self.union.before_open(node, flags),
+            Mode::Passed(passed) if passed.identity != facts.identity() => self.union.before_open(node, flags),
             Mode::Passed(..) | Mode::Idle | Mode::Cached(_) => Ok(facts),
         }
     }
@@ -116,6 +119,7 @@ impl Opening {
         match mode.choose(facts.identity(), (only_reads(flags), worthy)) {
             Choice::Cached | Choice::Join => Ok(()),
             Choice::Split => {
+                mode.split();
                 self.union.leave_behind(node)?;
                 Err(Errno::STALE)
             }
@@ -132,7 +136,7 @@ impl Opening {
     }
 
     fn answer(&self, node: NodeId, flags: i32, caller: &Caller, (facts, mode): (&Facts, &mut Mode), reply: ReplyOpen) {
-        if let Some(backing) = mode.join() {
+        if let Some(backing) = mode.join(!only_reads(flags)) {
             match self.union.open_passed(node, flags, caller, (facts.identity(), false)) {
                 Ok((handle, _)) => reply.opened_passthrough(FileHandle(handle.0), self.noflush(flags), backing),
                 Err(error) => {
@@ -171,7 +175,7 @@ impl Opening {
                 mode.pass(backing, identity);
             }
             let flags = self.noflush(0);
-            match mode.join() {
+            match mode.join(true) {
                 Some(backing) => {
                     reply.created_passthrough(&ttl, attr, generation, FileHandle(handle.0), flags, backing);
                 }

@@ -30,8 +30,19 @@ pub enum Mode {
     Idle,
     /// That many opens go through the daemon.
     Cached(u32),
-    /// That many opens pass to one real file.
-    Passed(u32, BackingId, Identity),
+    /// All opens pass to one real file.
+    Passed(Passed),
+}
+
+/// Opens that pass to one real file.
+#[derive(Debug)]
+pub struct Passed {
+    opens: u32,
+    backing: BackingId,
+    /// The real file.
+    pub identity: Identity,
+    /// Its attributes may change without a request for this node: by a store through a map, or under another node.
+    restless: bool,
 }
 
 /// The modes of all nodes that are open.
@@ -86,6 +97,13 @@ impl Modes {
         self.nodes.entry(node).or_default().clone()
     }
 
+    /// Whether the attributes of `node` may change without a request for it, so that the kernel must not keep them.
+    pub fn is_restless(&self, node: NodeId) -> bool {
+        let restless = |mode: &Mode| matches!(mode, Mode::Passed(Passed { restless: true, .. }));
+        // A mode that is locked is being changed; that may take a while, and asking again costs little.
+        self.nodes.get(&node).is_some_and(|mode| mode.try_lock().is_none_or(|mode| restless(&mode)))
+    }
+
     /// One open of `node` is closed, or failed before it was counted.
     pub fn closed(&self, node: NodeId) {
         let Some(mode) = self.nodes.get(&node).map(|mode| mode.value().clone()) else { return };
@@ -109,7 +127,7 @@ impl Mode {
     /// name (/proc/self/exe of a program that was given other rights) is lost.
     pub fn choose(&self, identity: Identity, (reads, worthy): (bool, bool)) -> Choice {
         match self {
-            Self::Passed(_, _, passed) if reads || *passed == identity => Choice::Join,
+            Self::Passed(passed) if reads || passed.identity == identity => Choice::Join,
             Self::Passed(..) => Choice::Split,
             Self::Idle if worthy => Choice::Pass,
             Self::Idle | Self::Cached(_) => Choice::Cached,
@@ -123,17 +141,25 @@ impl Mode {
 
     /// From now on opens pass to this file; `join` counts each.
     pub fn pass(&mut self, backing: BackingId, identity: Identity) {
-        *self = Self::Passed(0, backing, identity);
+        *self = Self::Passed(Passed { opens: 0, backing, identity, restless: false });
     }
 
-    /// One more open passes to the same file.
-    pub fn join(&mut self) -> Option<&BackingId> {
+    /// One more open passes to the same file; `writes`: it may store through a map, of which nobody hears.
+    pub fn join(&mut self, writes: bool) -> Option<&BackingId> {
         match self {
-            Self::Passed(opens, backing, _) => {
-                *opens += 1;
-                Some(backing)
+            Self::Passed(passed) => {
+                passed.opens += 1;
+                passed.restless |= writes;
+                Some(&passed.backing)
             }
             Self::Idle | Self::Cached(_) => None,
+        }
+    }
+
+    /// The node is left to those who have it open.
+    pub fn split(&mut self) {
+        if let Self::Passed(passed) = self {
+            passed.restless = true;
         }
     }
 
@@ -141,7 +167,7 @@ impl Mode {
     pub fn leave(&mut self) {
         let left = match self {
             Self::Idle => return,
-            Self::Cached(opens) | Self::Passed(opens, ..) => {
+            Self::Cached(opens) | Self::Passed(Passed { opens, .. }) => {
                 *opens = opens.saturating_sub(1);
                 *opens
             }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use fuser::{Generation, INodeNo, ReplyAttr, ReplyEmpty, ReplyEntry, ReplyWrite, ReplyXattr};
 
 use crate::fuse::convert::{errno, file_attr};
+use crate::fuse::passthrough::Modes;
 use crate::union::Union;
 use crate::union::error::Result;
 use crate::union::types::{Attr, DirEntry, Entry, Ino, NodeId, Time, Trust};
@@ -65,18 +66,20 @@ impl Default for Settings {
 pub(super) struct Answers {
     union: Arc<Union>,
     settings: Settings,
+    /// Whose attributes may change unheard.
+    modes: Arc<Modes>,
     /// How long what a lower branch shows may be trusted.
     lower_ttl: Duration,
 }
 
 impl Answers {
-    pub(super) fn new(union: Arc<Union>, settings: Settings) -> Self {
+    pub(super) fn new(union: Arc<Union>, settings: Settings, modes: Arc<Modes>) -> Self {
         let lower_ttl = match union.trust() {
             Trust::Remote => REMOTE_TTL,
             Trust::Local => LOCAL_TTL,
             Trust::Immutable => SETTLED_TTL,
         };
-        Self { union, settings, lower_ttl }
+        Self { union, settings, modes, lower_ttl }
     }
 
     /// How long to trust what was just told, `settled` or not, unless an option says otherwise.
@@ -93,7 +96,7 @@ impl Answers {
         let attr = file_attr(&entry.attr);
         let ttl = self.ttl(self.settings.entry_ttl, entry.attr.settled);
         if entry.node.0 == entry.attr.ino.0 {
-            (attr, self.ttl(self.settings.attr_ttl, entry.attr.settled), ttl)
+            (attr, self.attr_ttl(entry.node, &entry.attr), ttl)
         } else {
             (fuser::FileAttr { ino: INodeNo(entry.node.0), ..attr }, Duration::ZERO, ttl)
         }
@@ -109,9 +112,14 @@ impl Answers {
         }
     }
 
-    pub(super) fn reply_attr(&self, result: Result<Attr>, reply: ReplyAttr) {
+    /// How long to trust the attributes of `node`.
+    fn attr_ttl(&self, node: NodeId, attr: &Attr) -> Duration {
+        if self.modes.is_restless(node) { Duration::ZERO } else { self.ttl(self.settings.attr_ttl, attr.settled) }
+    }
+
+    pub(super) fn reply_attr(&self, node: NodeId, result: Result<Attr>, reply: ReplyAttr) {
         match result {
-            Ok(attr) => reply.attr(&self.ttl(self.settings.attr_ttl, attr.settled), &file_attr(&attr)),
+            Ok(attr) => reply.attr(&self.attr_ttl(node, &attr), &file_attr(&attr)),
             Err(error) => reply.error(errno(error)),
         }
     }

@@ -404,4 +404,421 @@ EOF
 	tree lower exact >lower.after
 	same "${options:-default}, many at once: the lower is untouched" lower.before lower.after
 done
+
+# ---- logs that are followed --------------------------------------------------------------------------------------------
+
+rm -rf lower && mkdir lower
+for size in 1 100 5000; do
+	yes "a line of the log" | head -c ${size}000 >lower/log$size
+	echo >>lower/log$size
+done
+fresh
+for size in 1 100 5000; do
+	tail -n 1 -F ufs/log$size >followed$size 2>&1 &
+	followers[size]=$!
+done
+sleep 0.5
+for n in 1 2 3; do
+	for size in 1 100 5000; do
+		echo "line $n" >>ufs/log$size
+	done
+	sleep 0.3
+done
+sleep 1.2
+for size in 1 100 5000; do
+	kill ${followers[size]}
+	equal "tail -F follows a lower log of $size KB" "$(grep -c '^line [123]$' followed$size)" 3
+done
+gone
+
+# ---- files of the upper, passed and cached in turn ---------------------------------------------------------------------
+
+rm -rf lower && mkdir lower
+program <<'EOF'
+for n in range(6):
+    write_file(f"lower/text{n}", b"text %d\n" % n * 300)
+write_file("lower/suid", b"\0" + pattern("suid", 100_000), 0o4755)
+os.chmod("lower/suid", 0o6755)
+EOF
+make_user
+fresh dev,suid
+program <<'EOF'
+# Pages cached while small, then written past the daemon, then cached again: never a stale page.
+for n in range(6):
+    path, data, problems = f"ufs/text{n}", read_file(f"lower/text{n}"), []
+    for turn in range(60):
+        fd = os.open(path, os.O_RDONLY)
+        with mmap.mmap(fd, len(data), mmap.MAP_SHARED, mmap.PROT_READ) as map:
+            if whole(fd) != data or map[:] != data:
+                problems.append(f"turn {turn}: {whole(fd)[:20]} for {data[:20]}")
+        os.close(fd)
+        if n >= 3 and turn % 3 == 0:
+            os.chmod(path, 0o4644 if turn % 2 else 0o644)  # A set-id file is not passed.
+        new = (b"turn %06d\n" % turn) * (100 + turn % 5 * 100)
+        way = turn % 5
+        if way == 0:
+            write_file(path, new)
+        elif way == 1:
+            fd = os.open(path, os.O_RDWR)
+            os.ftruncate(fd, len(new))
+            with mmap.mmap(fd, len(new)) as map:
+                map[:] = new
+            os.close(fd)
+        elif way == 2:
+            new = data + b"appended\n"
+            append_file(path, b"appended\n")
+        elif way == 3:
+            new = data[:4] + b"XYZ" + data[7:]
+            fd = os.open(path, os.O_WRONLY)
+            os.pwrite(fd, b"XYZ", 4)
+            os.close(fd)
+        else:
+            new = data[: len(data) // 2].ljust(len(data), b"\0")
+            os.truncate(path, len(data) // 2)
+            os.truncate(path, len(data))
+        data = new
+        if os.stat(path).st_size != len(data):
+            problems.append(f"turn {turn}: size {os.stat(path).st_size} for {len(data)}")
+    equal(f"text{n}: read, write, close, sixty times", problems, [])
+    equal(f"text{n}: the upper has the same", read_file(f"upper/text{n}"), data)
+
+# Two processes with shared maps of one passed file, a third reads.
+write_file("ufs/both", bytes(1 << 20))
+fds = [os.open("ufs/both", os.O_RDWR) for _ in range(2)]
+maps = [mmap.mmap(fd, 1 << 20) for fd in fds]
+children = []
+for number, map in enumerate(maps):
+    child = os.fork()
+    if not child:
+        for page in range(number, 256, 2):
+            map[page * 4096 : page * 4096 + 8] = b"page %03d" % page
+        os._exit(0)
+    children.append(child)
+equal("two writers by map end", [os.waitpid(child, 0)[1] for child in children], [0, 0])
+wanted = b"".join((b"page %03d" % page).ljust(4096, b"\0") for page in range(256))
+equal("each sees the other's", (maps[0][:] == wanted, maps[1][:] == wanted, read_file("ufs/both") == wanted), (True, True, True))
+os.pwrite(fds[0], b"by write", 8192)
+equal("a write shows in a map", maps[1][8192:8200], b"by write")
+os.ftruncate(fds[0], 4096)
+child = os.fork()
+if not child:
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    maps[1][8192]
+    os._exit(0)
+equal("a page that was cut off is SIGBUS", os.waitpid(child, 0)[1] & 127, 7)
+os.ftruncate(fds[0], 16384)
+equal("grown again it is zeros", maps[1][4096:16384], bytes(12288))
+
+# Times and blocks follow stores through a map and writes past the daemon.
+os.utime("ufs/both", (1, 1))
+equal("times are set", os.stat("ufs/both").st_mtime, 1)
+maps[0][0:4] = b"late"
+maps[0].flush()
+check("a store through a map sets the time", os.stat("ufs/both").st_mtime > 1, os.stat("ufs/both").st_mtime)
+os.utime("ufs/both", (1, 1))
+os.stat("ufs/both")
+os.pwrite(fds[0], b"w", 0)
+check("a write sets the time", os.stat("ufs/both").st_mtime > 1)
+for map in maps:
+    map.close()
+for fd in fds:
+    os.close(fd)
+write_file("ufs/blocks", b"")
+fd = os.open("ufs/blocks", os.O_RDWR)
+os.stat("ufs/blocks")
+os.pwrite(fd, b"x" * 65536, 1 << 20)
+os.fsync(fd)
+equal("blocks of a sparse file", (os.stat("ufs/blocks").st_blocks, os.fstat(fd).st_size), (128, (1 << 20) + 65536))
+equal("its extents", extents(fd), [(1 << 20, (1 << 20) + 65536)])
+fallocate(fd, 0, 0, 4096)
+fallocate(fd, FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE, 1 << 20, 4096)
+equal("after allocation and a hole", (os.pread(fd, 8192, 1 << 20)[4090:4100], os.stat("ufs/blocks").st_size), (bytes(6) + b"xxxx", (1 << 20) + 65536))
+os.close(fd)
+
+# O_DIRECT past the page cache, beside a map.
+direct = works("O_DIRECT", os.open, "ufs/blocks", os.O_RDWR | os.O_DIRECT)
+page = mmap.mmap(-1, 4096)
+page[:] = b"d" * 4096
+fd = os.open("ufs/blocks", os.O_RDWR)
+with mmap.mmap(fd, 8192) as map:
+    map[0]
+    equal("direct write", os.pwrite(direct, page, 0), 4096)
+    equal("a direct write shows in a map and a read", (map[:3], os.pread(fd, 3, 0)), (b"ddd", b"ddd"))
+    map[0:3] = b"map"
+    map.flush()
+    os.preadv(direct, [page], 0)
+    equal("a stored page shows in a direct read", page[:3], b"map")
+os.close(fd)
+os.close(direct)
+
+# Set-id bits and capabilities are lost with what a user writes.
+IDS = 0o6755
+
+
+def as_user(call):
+    child = os.fork()
+    if not child:
+        try:
+            os.setgroups([])
+            os.setgid(4321)
+            os.setuid(4321)
+            call()
+            os._exit(0)
+        except OSError as error:
+            os._exit(error.errno)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def allocate():
+    fd = os.open("ufs/ids", os.O_RDWR)
+    fallocate(fd, 0, 0, 300_000)
+    os.close(fd)
+
+
+def cut_open():
+    fd = os.open("ufs/ids", os.O_RDWR)
+    os.ftruncate(fd, 9)
+    os.close(fd)
+
+
+WAYS = {"write": lambda: store("ufs/ids", b"x"), "append": lambda: append_file("ufs/ids", b"x"), "fallocate": allocate,
+        "truncate": lambda: os.truncate("ufs/ids", 5), "ftruncate": cut_open,
+        "O_TRUNC": lambda: os.close(os.open("ufs/ids", os.O_WRONLY | os.O_TRUNC))}
+CAPABILITY = bytes.fromhex("0100000200040000000000000000000000000000")
+for name, way in WAYS.items():
+    for seen in ("new", "lower", "renewed"):
+        if seen == "lower":
+            os.rename("ufs/suid", "ufs/ids")
+        else:
+            write_file("ufs/ids", b"i" * 1000)
+        os.chown("ufs/ids", 4321, 4321)
+        os.chmod("ufs/ids", IDS)
+        if seen == "renewed":
+            read_file("ufs/ids")
+        os.stat("ufs/ids")
+        equal(f"{name}, {seen}: a user writes", as_user(way), 0)
+        equal(f"{name}, {seen}: no set-id bit is left", (oct(os.stat("ufs/ids").st_mode & 0o7777), oct(os.stat("upper/ids").st_mode & 0o7777)), ("0o755", "0o755"))
+        os.unlink("ufs/ids")
+        if seen == "lower":
+            write_file("ufs/suid", b"\0" + pattern("again", 100_000), IDS)
+    write_file("ufs/ids", b"i" * 1000)
+    os.chown("ufs/ids", 4321, 4321)
+    os.chmod("ufs/ids", 0o755)
+    os.setxattr("ufs/ids", "security.capability", CAPABILITY)
+    equal(f"{name}: a user writes a file with capabilities", as_user(way), 0)
+    equal(f"{name}: they are lost", "security.capability" in os.listxattr("ufs/ids"), False)
+    os.setxattr("ufs/ids", "security.capability", CAPABILITY)
+    way()
+    equal(f"{name}: so they are when root writes", "security.capability" in os.listxattr("ufs/ids"), False)
+    os.unlink("ufs/ids")
+EOF
+gone
+
+# ---- one copy of the data for all unions -------------------------------------------------------------------------------
+
+rm -rf lower && mkdir lower
+head -c $((64 << 20)) /dev/urandom >lower/shared
+for n in 1 2 3 4; do
+	check "union $n of one lower mounts" union -o cow,allow_other lower=RO:u$n=RW "$T/m$n"
+done
+program <<'EOF'
+SIZE = 64 << 20
+
+
+def cached():
+    """Pages of files in memory, in bytes: of a memory cgroup of our own, so that others on the machine do not count."""
+    with open(f"{GROUP}/memory.stat") as file:
+        return next(int(line.split()[1]) for line in file if line.split()[0] in ("cache", "file"))
+
+
+GROUP = next(f"{top}/cowfs-test-{os.getpid()}-{time.time_ns()}" for top in ("/sys/fs/cgroup/memory", "/sys/fs/cgroup")
+             if os.path.exists(f"{top}/memory.stat"))
+os.mkdir(GROUP)
+try:
+    for how in ("read", "map"):
+        fd = os.open("lower/shared", os.O_RDONLY)
+        os.fsync(fd)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(fd)
+        child = os.fork()
+        if not child:
+            write_file(f"{GROUP}/cgroup.procs", b"0")
+            before, fds = cached(), []
+            for n in range(1, 5):
+                fds.append(os.open(f"m{n}/shared", os.O_RDONLY))
+                if how == "read":
+                    for _ in iter_read(fds[-1]):
+                        pass
+                else:
+                    with mmap.mmap(fds[-1], SIZE, mmap.MAP_SHARED, mmap.PROT_READ) as map:
+                        for page in range(0, SIZE, 4096):
+                            map[page]
+            copies = (cached() - before) / SIZE
+            print(f"# four unions, by {how}: {copies:.2f} copies")
+            check(f"by {how}: one copy in memory for four unions", 0.9 < copies <= 1.1, copies)
+            os._exit(0)
+        os.waitpid(child, 0)
+finally:
+    for _ in range(50):
+        if not attempt(os.rmdir, GROUP):
+            break
+        time.sleep(0.05)
+EOF
+for n in 1 2 3 4; do
+	check "union $n unmounts" unmount "$T/m$n"
+done
+no_daemon_left
+
+# ---- cached listings ---------------------------------------------------------------------------------------------------
+
+rm -rf lower && mkdir -p lower/dir
+for n in {1..200}; do
+	echo "$n" >lower/dir/f$n
+done
+echo 1234 >lower/quiet
+fresh
+program <<'EOF'
+import multiprocessing
+import random
+
+chance, wanted, problems = random.Random(1), {f"f{n}": len(str(n)) + 1 for n in range(1, 201)}, []
+stop = multiprocessing.Event()
+
+
+def lister():
+    while not stop.is_set():
+        for entry in os.scandir("ufs/dir"):
+            attempt(entry.stat)
+
+
+def listing():
+    return {entry.name: entry.stat(follow_symlinks=False) for entry in os.scandir("ufs/dir")}
+
+
+members = [multiprocessing.Process(target=lister) for _ in range(2)]
+for member in members:
+    member.start()
+for turn in range(600):
+    names = sorted(set(wanted) - {"f200"})  # One stays in the lower.
+    name, way = chance.choice(names), turn % 7
+    if way == 0:
+        equal_absent = attempt(os.stat, f"ufs/dir/n{turn}") == errno.ENOENT  # The absence is cached.
+        write_file(f"ufs/dir/n{turn}", b"new")
+        wanted[f"n{turn}"] = 3
+        if not equal_absent or os.stat(f"ufs/dir/n{turn}").st_size != 3:
+            problems.append(f"turn {turn}: creation of an absent name")
+    elif way == 1:
+        os.unlink(f"ufs/dir/{name}")
+        del wanted[name]
+        if attempt(os.stat, f"ufs/dir/{name}") != errno.ENOENT:
+            problems.append(f"turn {turn}: {name} is still there")
+    elif way == 2:
+        os.rename(f"ufs/dir/{name}", f"ufs/dir/r{turn}")
+        wanted[f"r{turn}"] = wanted.pop(name)
+    elif way == 3:
+        append_file(f"ufs/dir/{name}", b"grown")
+        wanted[name] += 5
+    elif way == 4:
+        os.chmod(f"ufs/dir/{name}", 0o600 | chance.randrange(64))
+    elif way == 5:
+        other = chance.choice(names)
+        os.rename(f"ufs/dir/{name}", f"ufs/dir/{other}")
+        if other != name:
+            wanted[other] = wanted.pop(name)
+    else:
+        os.truncate(f"ufs/dir/{name}", 1)
+        wanted[name] = 1
+    now = listing()
+    if {name: st.st_size for name, st in now.items()} != wanted:
+        wrong = [(n, now[n].st_size if n in now else None, wanted.get(n)) for n in set(now) | set(wanted)
+                 if n not in now or now[n].st_size != wanted.get(n)]
+        problems.append(f"turn {turn}, way {way}: {wrong[:3]}")
+    if way == 4 and now[name].st_mode != os.stat(f"upper/dir/{name}").st_mode:
+        problems.append(f"turn {turn}: mode of {name}")
+    if len(problems) > 5:
+        break
+stop.set()
+for member in members:
+    member.join()
+equal("listings are right after each of 600 changes", problems, [])
+
+# The administrator changes the lower: seen within 11 s.
+absent = attempt(os.stat, "ufs/dir/added")
+equal("not there yet", absent, errno.ENOENT)
+equal("nor alone", attempt(os.stat, "ufs/alone"), errno.ENOENT)
+equal("what only stat asks for", os.stat("ufs/quiet").st_size, 5)
+write_file("lower/alone", b"1")
+append_file("lower/quiet", b"grown")
+kept = "f200"
+equal("before", os.stat(f"ufs/dir/{kept}").st_size, wanted[kept])
+listing()
+write_file("lower/dir/added", b"by the administrator")
+write_file(f"lower/dir/{kept}", b"changed by the administrator")
+began, seen = time.monotonic(), {}
+while time.monotonic() - began < 12 and len(seen) < 6:
+    now = time.monotonic() - began
+    if not attempt(os.stat, "ufs/alone"):
+        seen.setdefault("absent name", now)
+    if os.stat("ufs/quiet").st_size == 10:
+        seen.setdefault("attributes", now)
+    if not attempt(os.stat, "ufs/dir/added"):
+        seen.setdefault("name", now)
+    if "added" in os.listdir("ufs/dir"):
+        seen.setdefault("listing", now)
+    if os.stat(f"ufs/dir/{kept}").st_size == 28:
+        seen.setdefault("size", now)
+    if read_file(f"ufs/dir/{kept}") == b"changed by the administrator":
+        seen.setdefault("data", now)
+    time.sleep(0.1)
+print("# the administrator's changes are seen after", {what: f"{after:.1f} s" for what, after in seen.items()})
+check("an administrator's changes are seen within 11 s", len(seen) == 6 and max(seen.values()) < 11, seen)
+EOF
+gone
+
+# ---- large copy-ups beside other requests ------------------------------------------------------------------------------
+
+rm -rf lower && mkdir -p lower/quiet
+for n in {1..300}; do
+	echo >lower/quiet/f$n
+done
+head -c $((64 << 20)) /dev/urandom >lower/part1
+for n in {2..8}; do cp lower/part1 lower/part$n; done
+cat lower/part* >lower/large
+sync
+fresh
+program <<'EOF'
+import itertools
+import multiprocessing
+
+
+def during(label, jobs, most):
+    """The worst unrelated stat and listing while these files are copied up."""
+    members = [multiprocessing.Process(target=append_file, args=(f"ufs/{name}", b"x")) for name in jobs]
+    began, worst, slowest = time.monotonic(), {"stat": 0, "ls": 0}, None
+    count = 0
+    for member in members:
+        member.start()
+    for n in itertools.count():
+        for what, call in (("stat", lambda: (attempt(os.stat, f"ufs/quiet/none{label}{n}"), os.stat(f"ufs/quiet/f{n % 300 + 1}"))),
+                           ("ls", lambda: os.listdir("ufs/quiet") if n % 20 == 0 else None)):
+            at = time.monotonic()
+            call()
+            worst[what] = max(worst[what], time.monotonic() - at)
+            count += 1
+        if not any(member.is_alive() for member in members):
+            break
+        time.sleep(0.001)
+    took = time.monotonic() - began
+    print(f"# {label}: {took:.2f} s, {count} requests beside; worst " + ", ".join(f"{k} {v * 1000:.1f} ms" for k, v in worst.items()))
+    equal(f"{label}: they are copied", [member.exitcode for member in members], [0] * len(jobs))
+    check(f"{label}: unrelated requests are answered meanwhile", max(worst.values()) < most, worst)
+
+
+# Bounds that catch a request waiting for a copy; the figures above them are what to look at.
+during("one copy-up of 512 MiB", ["large"], 0.3)
+during("eight copy-ups of 64 MiB", [f"part{n}" for n in range(1, 9)], 0.5)
+EOF
+gone
 finish
