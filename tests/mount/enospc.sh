@@ -35,9 +35,10 @@ session() {
 	equal "$type: the lower content is shown" "$(sha256sum <ufs/f0) $(sha256sum <ufs/f1) $(sha256sum <ufs/dir/f)" \
 		"$(sha256sum <lower/f0) $(sha256sum <lower/f1) $(sha256sum <lower/dir/f)"
 	equal "$type: nothing torn is in the upper" "$(cd disk/upper && find . -name 'f[0-9]*' -o -path './dir/f')" ""
-	if [ "$type" != btrfs ]; then
-		check "$type: a lower file can be deleted" rm ufs/f4
-		refuse "$type: it is gone" 'No such file' stat ufs/f4
+	check "$type: a lower file can be deleted" rm ufs/f4
+	refuse "$type: it is gone" 'No such file' stat ufs/f4
+	if [ "$type" = ext4 ]; then
+		# Many marks need room in the directory; a fresh one of ext4 has it, of xfs not.
 		check "$type: so can many" sh -c 'rm ufs/d*[0-4]'
 	fi
 	rm -f ufs/new
@@ -56,7 +57,7 @@ session() {
 	no_daemon_left
 	equal "$type: no leftover of the failures" "$(find disk/upper/.cowfs -type f -size +8k 2>/dev/null)" ""
 	check "$type: mounts again" union -o cow,allow_other lower=RO:disk/upper=RW "$T/ufs"
-	[ "$type" = btrfs ] || refuse "$type: what was deleted stays so" 'No such file' stat ufs/f4
+	refuse "$type: what was deleted stays so" 'No such file' stat ufs/f4
 	equal "$type: what failed is whole" "$(sha256sum <ufs/dir/f)" "$(sha256sum <lower/dir/f)"
 	check "$type: unmounts" unmount "$T/ufs"
 	no_daemon_left
