@@ -4,6 +4,7 @@
 //! other objects they answer `EOPNOTSUPP` there.
 
 use std::ffi::{CStr, c_void};
+use std::marker::PhantomData;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -39,24 +40,38 @@ fn by_name(result: libc::c_long, flags: AtFlags) -> Option<Result<usize, Errno>>
     }
 }
 
-/// getxattrat(2) or setxattrat(2) on `object`; `None` as `by_name`.
-///
-/// # Safety
-/// The value that `args` names must be as long as it says, and for getxattrat(2) writable.
-unsafe fn with_args(
-    call: libc::c_long,
-    (dir, name, flags): (BorrowedFd<'_>, &CStr, AtFlags),
-    key: &CStr,
-    args: &Args,
-) -> Option<Result<usize, Errno>> {
-    if MISSING.load(Ordering::Relaxed) {
-        return None;
+/// A call of getxattrat(2) or setxattrat(2), with the value that it fills or reads: made by the constructors only, so the
+/// pointer, the size and the call always belong together.
+struct Call<'a> {
+    number: libc::c_long,
+    args: Args,
+    value: PhantomData<&'a mut [u8]>,
+}
+
+impl<'a> Call<'a> {
+    fn get(buffer: &'a mut [u8]) -> Self {
+        let args = Args { value: buffer.as_mut_ptr() as u64, size: buffer.len() as u32, flags: 0 };
+        Self { number: SYS_GETXATTRAT, args, value: PhantomData }
     }
-    let (fd, size) = (dir.as_raw_fd(), size_of::<Args>());
-    // SAFETY: name and key are C strings; the value is the caller's promise; the kernel keeps none of them.
-    let done =
-        unsafe { libc::syscall(call, fd, name.as_ptr(), flags.bits(), key.as_ptr(), std::ptr::from_ref(args), size) };
-    by_name(done, flags)
+
+    fn set(value: &'a [u8], how: u32) -> Self {
+        let args = Args { value: value.as_ptr() as u64, size: value.len() as u32, flags: how };
+        Self { number: SYS_SETXATTRAT, args, value: PhantomData }
+    }
+
+    /// `None` as `by_name`.
+    fn on(&self, (dir, name, flags): (BorrowedFd<'_>, &CStr, AtFlags), key: &CStr) -> Option<Result<usize, Errno>> {
+        if MISSING.load(Ordering::Relaxed) {
+            return None;
+        }
+        let (fd, args) = (dir.as_raw_fd(), &raw const self.args);
+        // SAFETY: name and key are C strings; the value is borrowed, as long as `args` says, and writable for
+        // getxattrat(2) (see the constructors); the kernel keeps none of them.
+        let done = unsafe {
+            libc::syscall(self.number, fd, name.as_ptr(), flags.bits(), key.as_ptr(), args, size_of::<Args>())
+        };
+        by_name(done, flags)
+    }
 }
 
 /// A descriptor that f*xattr(2) takes, for kernels without the calls by name.
@@ -78,9 +93,7 @@ fn open(dir: BorrowedFd<'_>, name: &CStr, flags: AtFlags) -> Result<OwnedFd, Err
 /// # Errors
 /// Those of getxattr(2): `ENODATA`, `ERANGE` (buffer too small), `EOPNOTSUPP`.
 pub fn get(dir: BorrowedFd<'_>, name: &CStr, key: &CStr, buffer: &mut [u8], flags: AtFlags) -> Result<usize, Errno> {
-    let args = Args { value: buffer.as_mut_ptr() as u64, size: buffer.len() as u32, flags: 0 };
-    // SAFETY: `args` names a buffer of that size, which the kernel may write to.
-    if let Some(done) = unsafe { with_args(SYS_GETXATTRAT, (dir, name, flags), key, &args) } {
+    if let Some(done) = Call::get(buffer).on((dir, name, flags), key) {
         return done;
     }
     rustix::fs::fgetxattr(open(dir, name, flags)?, key, buffer)
@@ -91,9 +104,7 @@ pub fn get(dir: BorrowedFd<'_>, name: &CStr, key: &CStr, buffer: &mut [u8], flag
 /// # Errors
 /// Those of setxattr(2).
 pub fn set(dir: BorrowedFd<'_>, name: &CStr, key: &CStr, value: &[u8], how: u32, flags: AtFlags) -> Result<(), Errno> {
-    let args = Args { value: value.as_ptr() as u64, size: value.len() as u32, flags: how };
-    // SAFETY: `args` names a value of that size, which the kernel only reads.
-    if let Some(done) = unsafe { with_args(SYS_SETXATTRAT, (dir, name, flags), key, &args) } {
+    if let Some(done) = Call::set(value, how).on((dir, name, flags), key) {
         return done.map(drop);
     }
     rustix::fs::fsetxattr(open(dir, name, flags)?, key, value, rustix::fs::XattrFlags::from_bits_retain(how))
