@@ -155,6 +155,11 @@ impl Fs for DirFs {
 
     fn open(&self, path: &[u8], flags: OFlags, mode: u32) -> R<Fd> {
         let (dir, name) = self.parent(path)?;
+        // A fifo would wait for its other end, in vain.
+        let waits = |stat: fs::Stat| stat_of(&stat).kind() == FileType::Fifo;
+        if !flags.contains(OFlags::EXCL) && fs::statat(&dir, name, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(waits) {
+            return Err(Errno::NXIO);
+        }
         let flags = if self.traceless && flags == OFlags::RDONLY { flags | OFlags::NOATIME } else { flags };
         let fd =
             fs::openat(&dir, name, flags | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::from_raw_mode(mode & 0o7777))?;
