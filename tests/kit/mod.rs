@@ -60,6 +60,14 @@ pub fn report(wrong: &[String], tried: usize) {
     assert!(wrong.is_empty(), "{} of {tried} cases are wrong:\n{}", wrong.len(), shown.join("\n"));
 }
 
+/// Whether branches can be built here; says so if not.
+pub fn can_build() -> bool {
+    if !is_root() {
+        skip("owners, devices and trusted.* attributes of the branches need root");
+    }
+    is_root()
+}
+
 pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
