@@ -254,12 +254,13 @@ union() {
 
 # unmount DIR: an ordinary umount, tried for 2 s while busy.
 unmount() {
-	local i said=
+	local i said
 	for i in {1..20}; do
 		said=$(timeout 10 umount "$1" 2>&1) && break
 		sleep 0.1
 	done
-	! is_mounted "$1" || { echo "$said"; return 1; }
+	is_mounted "$1" && { echo "$said"; return 1; }
+	return 0
 }
 
 # loop_fs TYPE SIZE DIR: a filesystem of its own (ext4, xfs, btrfs) on a loop image, mounted on DIR. It goes with the test.

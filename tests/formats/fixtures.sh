@@ -51,7 +51,8 @@ for archive in "$FIXTURES"/*.tar.gz; do
 		no_daemon_left
 	done
 	marks upper >after.marks
-	same "reading alone changed nothing in $name" before.marks after.marks
+	# An upper's metadata-only copies get their data when they are first opened (ARCHITECTURE, copy-up).
+	[ "$name" = kernel-overlay-metacopy ] || same "reading alone changed nothing in $name" before.marks after.marks
 
 	# Life goes on in it: everything can be deleted, and then nothing is left, nor comes back.
 	check "cowfs mounts $name to delete all" cowfs_mount || continue

@@ -70,12 +70,14 @@ session() {
 	check "$1: rename a lower directory" mv ufs/dir ufs/etc/moved
 	equal "$1: with what is below it" "$(cat ufs/etc/moved/sub/b)" 2
 
-	tree ufs >view.before
+	# Not the link count of a lower file one of whose names was deleted: the lower's own is shown again after a remount
+	# (README, limits).
+	tree ufs | sed "/'\/etc\/hard'/s/ n[0-9]* / /" >view.before
 	check "$1: unmounts" unmount "$T/ufs"
 	check "$1: the daemon ends" no_daemon_left
 	equal "$1: the mountpoint is empty again" "$(ls -A ufs)" ""
 	check "$1: mounts again" union -o "cow,chroot=$T/ns,default_permissions,allow_other" "$2" "$T/ufs"
-	tree ufs >view.after
+	tree ufs | sed "/'\/etc\/hard'/s/ n[0-9]* / /" >view.after
 	same "$1: a remount shows the same" view.before view.after
 	check "$1: unmounts again" unmount "$T/ufs"
 	tree ns/precise exact >lower.after
