@@ -111,7 +111,7 @@ impl Union {
         let (branch, identity) = (top.branch, top.identity());
         let ino = numbers.shown(&stack, top, &top.itself()?, identity)?;
         let kind = rustix::fs::FileType::Directory;
-        let seen = Seen { ino, kind, identity, branch, layers, index: None };
+        let seen = Seen { ino, kind, identity, branch, layers };
         let table = Table::new(Arc::new(Node::new(NodeId::ROOT, seen, None, None)));
         let index = match &stack.upper {
             Some(upper) => Some(Index::open(upper.stage.private(), &upper.writer.keys)?),

@@ -57,8 +57,6 @@ pub struct Seen {
     pub branch: BranchId,
     /// For a directory: its layers.
     pub layers: Layers,
-    /// The name in the index through which it was found.
-    pub index: Option<Name>,
 }
 
 /// Where a node's real object is.

@@ -255,16 +255,11 @@ impl Union {
         let identity = stat.identity();
         // New, so it has no origin: its number is its own.
         let ino = self.numbers.number(identity.0, identity.1);
-        let seen = Seen { ino, kind: stat.kind(), identity, branch: Stack::UPPER, layers, index: None };
+        let seen = Seen { ino, kind: stat.kind(), identity, branch: Stack::UPPER, layers };
         let link = Link { parent: free.parent.clone(), name: free.name.clone(), branch: Stack::UPPER };
         let node = self.table.enter(seen, None, link);
         let attr = self.attr(&node, &stat)?;
         Ok((node, attr))
-    }
-
-    /// Whether `branch` is the upper. Short for the other requests.
-    pub(super) fn in_upper_branch(&self, dir: &RealDir) -> bool {
-        self.stack.is_upper(dir.branch) && dir.branch == Stack::UPPER
     }
 }
 

@@ -77,7 +77,7 @@ impl Union {
             Some((parent, name)) => self.numbers.shown(&self.stack, top, &parent.at(&name)?, identity)?,
             None => self.numbers.number(identity.0, identity.1),
         };
-        Ok(Seen { ino, kind: rustix::fs::FileType::Directory, identity, branch, layers, index: None })
+        Ok(Seen { ino, kind: rustix::fs::FileType::Directory, identity, branch, layers })
     }
 
     /// A file found in `dir`; if it is one of several lower names of a file whose copy is in the index, the copy is
@@ -91,7 +91,6 @@ impl Union {
             identity: stat.identity(),
             branch: dir.branch,
             layers: crate::union::stack::Layers::new(),
-            index: None,
         };
         let mut in_index = None;
         if let Some((index, entry)) = self.index_entry(dir, stat)?
@@ -101,7 +100,6 @@ impl Union {
             seen.identity = copy.identity();
             seen.branch = Stack::UPPER;
             in_index = Some(index.at(&entry));
-            seen.index = Some(entry);
         }
         Ok((seen, in_index))
     }

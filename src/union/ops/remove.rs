@@ -74,8 +74,8 @@ impl Union {
         let found = find(&self.stack, &parent.layers()?, &name)?.ok_or(Errno::NOENT)?;
         check_kind(&found, want_dir)?;
         let in_upper = match &found {
-            Found::Leaf(at, _) => self.in_upper_branch(at),
-            Found::Dir(layers, _) => layers.first().is_some_and(|top| self.in_upper_branch(top) && top.is_real()),
+            Found::Leaf(at, _) => self.stack.is_upper(at.branch),
+            Found::Dir(layers, _) => layers.first().is_some_and(|top| self.stack.is_upper(top.branch) && top.is_real()),
         };
         // Without an object in the upper, what was found is what lies below.
         let below = !in_upper || lies_below(&self.stack, &parent.layers()?, &name)?;
