@@ -12,6 +12,7 @@ use crate::union::handle::{Handle, OpenDir};
 use crate::union::merge::{Listing, merge};
 use crate::union::name::Name;
 use crate::union::node::Node;
+use crate::union::ops::open::{FIRST_STAMP, mix};
 use crate::union::types::{DirEntry, Entry, HandleId, NodeId, Opened};
 
 impl Union {
@@ -32,12 +33,10 @@ impl Union {
     pub fn opendir_again(&self, node: NodeId) -> Result<Opened> {
         let handle = self.opendir(node)?;
         let node = self.table.get(node)?;
-        let mut stamp: u64 = 1;
+        let mut stamp = FIRST_STAMP;
         for dir in node.layers()?.iter().filter(|dir| dir.is_real()) {
             let stat = dir.itself()?.stat()?;
-            for part in [stat.ino, stat.mtime.sec.cast_unsigned(), stat.mtime.nsec.into()] {
-                stamp = (stamp ^ part).wrapping_mul(0x0100_0000_01b3);
-            }
+            stamp = mix(stamp, &[stat.ino, stat.mtime.sec.cast_unsigned(), stat.mtime.nsec.into()]);
         }
         let unchanged = node.pages.swap(stamp, Ordering::AcqRel) == stamp;
         Ok(Opened { handle, unchanged })

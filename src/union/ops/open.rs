@@ -214,11 +214,16 @@ pub(super) fn stat_of(body: &Body) -> Result<Stat> {
     if stat.identity() == body.identity { Ok(stat) } else { Err(Errno::STALE) }
 }
 
+/// Where a stamp begins; any number but 0 would do.
+pub(super) const FIRST_STAMP: u64 = 0xcbf2_9ce4_8422_2325;
+
+/// Goes on with a stamp: one number for all parts, FNV-1a over whole words.
+pub(super) fn mix(stamp: u64, parts: &[u64]) -> u64 {
+    parts.iter().fold(stamp, |stamp, part| (stamp ^ part).wrapping_mul(0x0100_0000_01b3))
+}
+
 /// One number for a state of a file's data; never 0.
 fn stamp(stat: &Stat) -> u64 {
-    let mut stamp: u64 = 0xcbf2_9ce4_8422_2325;
-    for part in [stat.ino, stat.size, stat.mtime.sec.cast_unsigned(), stat.mtime.nsec.into(), stat.ctime.nsec.into()] {
-        stamp = (stamp ^ part).wrapping_mul(0x0100_0000_01b3);
-    }
-    stamp.max(1)
+    let mtime = [stat.mtime.sec.cast_unsigned(), stat.mtime.nsec.into()];
+    mix(FIRST_STAMP, &[stat.ino, stat.size, mtime[0], mtime[1], stat.ctime.nsec.into()]).max(1)
 }
