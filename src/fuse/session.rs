@@ -51,6 +51,11 @@ pub fn connect<F: Filesystem>(
 }
 
 impl<F: Filesystem + Send + Sync + 'static> Connection<F> {
+    /// The way to tell the kernel something it has not asked for.
+    pub fn notifier(&self) -> fuser::Notifier {
+        self.0.notifier()
+    }
+
     /// Serves until the mount is gone, in threads of its own; `Filesystem::destroy` has been called then.
     ///
     /// # Errors

@@ -18,6 +18,7 @@ use crate::union::error::{Errno, Result, best_effort};
 use crate::union::handle::Handles;
 use crate::union::index::Index;
 use crate::union::ino::Numbers;
+use crate::union::listing::Readings;
 use crate::union::marks::Reader;
 use crate::union::marks::beside::WH;
 use crate::union::marks::mirror::Mirror;
@@ -61,6 +62,7 @@ pub struct Union {
     pub(crate) numbers: Numbers,
     pub(crate) table: Table,
     pub(crate) handles: Handles,
+    pub(crate) readings: Readings,
     pub(crate) index: Option<Index>,
     /// Held by a rename from one directory to another, so that "ancestor first" is the same for all meanwhile.
     pub(crate) crossing: Mutex<()>,
@@ -117,7 +119,8 @@ impl Union {
             Some(upper) => Some(Index::open(upper.stage.private(), &upper.writer.keys)?),
             None => None,
         };
-        Ok(Self { stack, numbers, table, handles: Handles::default(), index, crossing: Mutex::new(()), workdir })
+        let (handles, readings) = (Handles::default(), Readings::default());
+        Ok(Self { stack, numbers, table, handles, readings, index, crossing: Mutex::new(()), workdir })
     }
 
     /// How many nodes are known: for statistics, and for tests that look for leaks.
