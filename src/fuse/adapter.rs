@@ -52,9 +52,10 @@ impl Adapter {
     /// Serves this union.
     pub fn new(union: impl Into<Arc<Union>>, settings: Settings) -> Self {
         let union = union.into();
-        let opening = Arc::new(Opening::new(union.clone(), settings.coherent, settings.direct_io));
+        let (workers, notices) = (Arc::default(), Arc::<Notices>::default());
+        let opening = Opening::new(union.clone(), notices.clone(), settings.coherent, settings.direct_io);
+        let opening = Arc::new(opening);
         let answers = Answers::new(union.clone(), settings, opening.modes.clone());
-        let (workers, notices) = (Arc::default(), Arc::default());
         Self { union, answers, settings, opening, workers, notices, agreed: Agreed::default() }
     }
 

@@ -1,7 +1,8 @@
 //! What the kernel is told without having asked: that something it keeps is not good any more.
 //!
-//! Invariant: only the thread of this file speaks to the kernel so, never one that answers requests. The kernel may need
-//! locks for it that it gives back only when a request is answered.
+//! Invariant: notices are given by the thread of this file, never by one that answers requests. The kernel may need locks
+//! for them that it gives back only when a request is answered. The one exception is `store`, for a file that nobody has
+//! open: it needs the locks of that file's pages only, and whoever held one would have it open.
 //!
 //! Not here: how one knows that something changed.
 
@@ -56,6 +57,11 @@ impl Notices {
             // The kernel will ask by itself when its trust has run out.
             Err(error) => log::warn!("a change cannot be told to the kernel: no thread: {error}"),
         }
+    }
+
+    /// Puts `data` into the kernel's page cache, from the beginning of a file that nobody has open; whether it did.
+    pub fn store(&self, node: NodeId, data: &[u8]) -> bool {
+        self.notifier.get().is_some_and(|notifier| notifier.store(INodeNo(node.0), 0, data).is_ok())
     }
 }
 

@@ -87,8 +87,8 @@ impl Union {
             stat = At::stat_fd(&*file.fd()?)?;
         }
         let stamp = stamp(&stat);
-        let unchanged = node.pages.swap(stamp, Ordering::AcqRel) == stamp;
-        Ok(Opened { handle: self.handles.add(file), unchanged })
+        let before = node.pages.swap(stamp, Ordering::AcqRel);
+        Ok(Opened { handle: self.handles.add(file), unchanged: before == stamp, unread: before == 0 })
     }
 
     /// Opens a file whose data go past the daemon; returns a handle and, if `wanted`, an `O_PATH` descriptor of the real
