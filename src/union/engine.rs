@@ -30,7 +30,7 @@ use crate::union::options::{Format, Options};
 use crate::union::stack::{Branch, Stack, Upper};
 use crate::union::stage::{Abilities, Stage, make_dir};
 use crate::union::table::Table;
-use crate::union::types::{BranchId, NodeId};
+use crate::union::types::{BranchId, NodeId, Trust};
 
 /// One branch as the daemon hands it over: opened, and where privileged a private clone of its mount
 /// (read-only for a lower), so that nothing the engine does can reach around it.
@@ -201,7 +201,8 @@ fn writable(
     }
     let writer = Writer { format, keys, root: branch.root.clone(), mirror };
     let redirect = options.redirect && format == Format::Overlay && !user;
-    Ok((branch, Upper { stage, writer, volatile: options.volatile, redirect }))
+    let remote = branch.trust == Trust::Remote;
+    Ok((branch, Upper { stage, writer, volatile: options.volatile, remote, redirect }))
 }
 
 /// The format that an upper holds, or that was asked for; `None` leaves the choice to what its filesystem can do.
