@@ -149,6 +149,8 @@ fn open_connection(union: Union, device: OwnedFd, request: &MountRequest) -> Che
         coherent: request.coherent,
         passthrough: !request.no_passthrough,
         acl: !request.noacl,
+        owners: Arc::new(request.owners.clone()),
+        static_nlink: request.static_nlink,
     };
     let adapter = Adapter::new(union, settings);
     let notices = adapter.notices();
