@@ -71,13 +71,20 @@ impl Owners {
         self.users.squash.is_some() || self.groups.squash.is_some()
     }
 
-    fn map(&self) -> bool {
+    /// Whether ids are mapped.
+    pub fn map(&self) -> bool {
         !self.users.ranges.is_empty() || !self.groups.ranges.is_empty()
+    }
+
+    /// Owner and group as they are shown.
+    pub fn shown_ids(&self, (uid, gid): (u32, u32)) -> (u32, u32) {
+        (self.users.shown(uid), self.groups.shown(gid))
     }
 
     /// What is shown of an object.
     pub fn shown(&self, attr: &Attr) -> Attr {
-        Attr { uid: self.users.shown(attr.uid), gid: self.groups.shown(attr.gid), ..*attr }
+        let (uid, gid) = self.shown_ids((attr.uid, attr.gid));
+        Attr { uid, gid, ..*attr }
     }
 
     /// Whoever asks, as an owner of what is stored. One that no range names is nobody, who owns what he makes: an
