@@ -106,6 +106,12 @@ impl Owners {
     /// The value of an extended attribute as callers see it: ids stand in ACLs and capabilities too.
     pub fn shown_value(&self, name: &[u8], mut value: Vec<u8>) -> Vec<u8> {
         if self.map() {
+            if name == CAPS && value.len() == CAPS_ROOT && value[CAPS_REVISION] == 2 {
+                // Root's, without saying so. Shown to a machine where root is another, it must say whose it is, or what
+                // a container's root grants would be granted by the machine's.
+                value[CAPS_REVISION] = 3;
+                value.extend([0; 4]);
+            }
             each_id(name, &mut value, |ids, id| Some(ids.shown(id)), self);
         }
         value
@@ -129,7 +135,10 @@ const ACL_HEADER: usize = 4;
 const ACL_ENTRY: usize = 8;
 const ACL_USER: [u8; 2] = 0x02_u16.to_le_bytes();
 const ACL_GROUP: [u8; 2] = 0x08_u16.to_le_bytes();
-/// linux/capability.h, `struct vfs_ns_cap_data`: the namespace's root comes last, after the version and two pairs.
+const CAPS: &[u8] = b"security.capability";
+/// linux/capability.h, `struct vfs_ns_cap_data`: flags with the revision on top, two pairs of sets, and since revision 3
+/// the root of the namespace that grants them.
+const CAPS_REVISION: usize = 3;
 const CAPS_ROOT: usize = 20;
 
 /// Exchanges each id in the value of an attribute of this name; false if there is none for one of them.
@@ -154,7 +163,7 @@ fn each_id(name: &[u8], value: &mut [u8], change: impl Fn(&Ids, u32) -> Option<u
             }
             all
         }
-        b"security.capability" => exchange(&owners.users, value.get_mut(CAPS_ROOT..).unwrap_or_default()),
+        CAPS => exchange(&owners.users, value.get_mut(CAPS_ROOT..).unwrap_or_default()),
         _ => true,
     }
 }
@@ -224,10 +233,14 @@ mod tests {
         assert_eq!(owners.value_to_store(name, &acl(1003, 2004)).as_deref(), Ok(&acl(3, 4)[..]));
         assert_eq!(owners.value_to_store(name, &acl(3, 2004)), Err(Errno::INVAL));
         assert_eq!(owners.value_to_store(b"user.x", &acl(3, 4)).as_deref(), Ok(&acl(3, 4)[..]));
-        let caps = |root: u32| [[9; CAPS_ROOT].as_slice(), &root.to_le_bytes()].concat();
+        let sets = |revision| [&[1, 0, 0, revision][..], &[9; 16]].concat();
+        let caps = |root: u32| [sets(3), root.to_le_bytes().to_vec()].concat();
         let name = b"security.capability";
         assert_eq!(owners.shown_value(name, caps(0)), caps(1000));
         assert_eq!(owners.value_to_store(name, &caps(1000)).as_deref(), Ok(&caps(0)[..]));
+        assert_eq!(owners.value_to_store(name, &caps(0)), Err(Errno::INVAL));
+        assert_eq!(owners.shown_value(name, sets(2)), caps(1000), "root's, and root is shown as 1000");
+        assert_eq!(Owners::default().shown_value(name, sets(2)), sets(2));
         for odd in [0, 3, CAPS_ROOT, CAPS_ROOT + 3] {
             assert_eq!(owners.shown_value(name, vec![1; odd]), vec![1; odd], "no root in {odd} bytes");
             assert_eq!(owners.shown_value(b"system.posix_acl_default", vec![2; odd]).len(), odd);
