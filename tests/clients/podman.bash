@@ -16,6 +16,8 @@ runroot = "$STORE/run"
 rootless_storage_path = "$STORE/graph"
 [storage.options.overlay]
 mount_program = "${MOUNT_PROGRAM-$COWFS}"
+# As distributions ship it.
+mountopt = "nodev,metacopy=on"
 CONF
 	cat >"$STORE/etc/containers.conf" <<CONF
 [containers]
@@ -82,8 +84,9 @@ make_rootfs() {
 	chmod 1777 "$1/tmp"
 }
 
-# import_base DIR: the image `base` of that tree.
+# import_base DIR: the image `base` of that tree, all of it root's. import_as NAME DIR: with its owners.
 import_base() { tar -C "$1" --numeric-owner --owner=0 --group=0 -cf "$STORE/base.tar" . && podman_ import -q "$STORE/base.tar" base; }
+import_as() { tar -C "$2" --numeric-owner -cf "$STORE/$1.tar" . && podman_ import -q "$STORE/$1.tar" "$1" && rm "$STORE/$1.tar"; }
 
 # layers IMAGE: for each layer of the image, lowest first, one line a member, and `--` after it. Times and sizes are left out.
 layers() {

@@ -1,7 +1,7 @@
 #!/bin/bash
 # podman with cowfs as its mount program, by root and by an ordinary user: run, diff, commit, volumes, id maps, image mounts;
 # a layer has exactly the changes, and nothing of cowfs's own.
-# timeout: 240
+# timeout: 900
 . "$(dirname "$0")/../lib.sh"
 . "$TEST_DIR/programs/cache.bash"
 . "$TEST_DIR/clients/podman.bash"
@@ -69,7 +69,7 @@ LIST
 
 # scenarios WHO: all of it, with the engine that was chosen last.
 scenarios() {
-	local who=$1 merged base
+	local who=$1 merged base n
 	check "$who: an image is imported" import_base "$T/rootfs" || return
 	base=$(layer_dirs)
 	lowers_digest "$base" >"lowers.$who"
@@ -120,6 +120,13 @@ scenarios() {
 		check "$who: podman image unmount" podman_ image unmount base
 	fi
 
+	# Five at once, of one image.
+	for n in 1 2 3 4 5; do
+		run base sh -c "i=0; while [ \$i -lt 200 ]; do i=\$((i + 1)); echo $n >>/data/appended; echo \$i >/data/n.\$i; done; rm -r /data/tree; tail -n 1 /data/appended" >"five.$n" 2>&1 &
+	done
+	wait
+	equal "$who: five at once" "$(cat five.? | tr '\n' ' ')" "1 2 3 4 5 "
+
 	# In the background, twice the same, killed.
 	check "$who: in the background" podman_ run -d --name busy base sh -c 'i=0; while true; do i=$((i+1)); echo $i >/data/n.$((i % 7)); done'
 	sleep 0.5
@@ -132,14 +139,39 @@ scenarios() {
 	check "$who: no daemon is left" no_daemon_left
 }
 
+# debian WHO: apt-get in a container, with owners, set-id bits and capabilities, and the same in the image of it.
+debian() {
+	local who=$1
+	check "$who: Debian is imported" import_as debian "$T/debian" || return
+	ENGINE_LIMIT=300 check "$who: Debian: packages are installed" podman_ run --name apt -e DEBIAN_FRONTEND=noninteractive debian sh -ec '
+		apt-get -q update
+		apt-get -q -y install --no-install-recommends openssh-client dbus iputils-ping
+		test -z "$(dpkg --verify)"'
+	check "$who: Debian: commit" podman_ commit -q apt debian-more
+	equal "$who: Debian: the image verifies" "$(run debian-more dpkg --verify)" ""
+	equal "$who: Debian: owners and set-id bits" "$(run debian-more stat -c '%U:%G %a' /usr/lib/dbus-1.0/dbus-daemon-launch-helper /usr/bin/ssh-agent | tr '\n' ' ')" \
+		"root:messagebus 4754 root:_ssh 2755 "
+	equal "$who: Debian: a capability is in the layer" "$(layers debian-more | grep '^usr/bin/ping ')" "usr/bin/ping 0 755 0:0 SCHILY.xattr.security.capability"
+	equal "$who: Debian: and nothing else of the kind" "$(layers debian-more | grep SCHILY | grep -v '^usr/bin/ping ')" ""
+	check "$who: Debian: removed" remove apt
+	check "$who: Debian: its image too" podman_ rmi -f debian-more debian
+}
+
 make_rootfs rootfs || fail "a root file system cannot be made"
 engine "$T/root-store"
 IDS=0:100000:65536
 scenarios root
+if long "apt-get in a container"; then
+	debian_root
+	cp -a "$CACHE/bookworm" debian && cp /etc/resolv.conf debian/etc/resolv.conf
+	DEBIAN=yes
+	debian root
+fi
 
 check "a user with further ids" make_rootless_user
 engine "$T/home/store" rootless
 # Of the user's own ids.
 IDS=0:100:1000
 scenarios user
+[ -z "${DEBIAN-}" ] || debian user
 finish
