@@ -21,7 +21,7 @@ use crate::daemon::request::MountRequest;
 use crate::daemon::resolve::{self, Checked, Resolved, describe};
 use crate::daemon::sandbox::Sandbox;
 use crate::daemon::stdio::Null;
-use crate::daemon::{limits, lock, signals, watch};
+use crate::daemon::{limits, lock, signals, unmapped, watch};
 use crate::fuse::notify::Notices;
 use crate::fuse::session::{Audience, Connection, connect};
 use crate::fuse::{Adapter, Settings};
@@ -112,7 +112,8 @@ fn plan(request: &MountRequest) -> Checked<Plan> {
                     mount lets in could do everything; leave the option out, or run cowfs as an ordinary user"
             .into());
     }
-    let resolved = resolve::resolve(request)?;
+    let mut resolved = resolve::resolve(request)?;
+    unmapped::look_below_id_maps(&mut resolved, &request.owners);
     let means = Means::find(request)?;
     let mountpoint = mountpoint::resolve(&request.mountpoint, |path| means.clear(path))?;
     let place = match &mountpoint {
@@ -161,6 +162,8 @@ fn open_connection(
         watched: request.watch,
         passthrough: !request.no_passthrough,
         acl: !request.noacl,
+        owners: Arc::new(request.owners.clone()),
+        static_nlink: request.static_nlink,
     };
     let adapter = Adapter::new(union, settings);
     let notices = adapter.notices();

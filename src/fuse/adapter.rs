@@ -55,13 +55,17 @@ impl Adapter {
         let (workers, notices) = (Arc::default(), Arc::<Notices>::default());
         let opening = Opening::new(union.clone(), notices.clone(), settings.coherent, settings.direct_io);
         let opening = Arc::new(opening);
-        let answers = Answers::new(union.clone(), settings, opening.modes.clone(), notices.clone());
+        let answers = Answers::new(union.clone(), settings.clone(), opening.modes.clone(), notices.clone());
         Self { union, answers, settings, opening, workers, notices, agreed: Agreed::default() }
     }
 
     /// Where the connection's notifier has to be put, once there is one.
     pub fn notices(&self) -> Arc<Notices> {
         self.notices.clone()
+    }
+
+    fn caller(&self, request: &Request, umask: u32) -> Caller {
+        self.settings.owners.caller(request.uid(), request.gid(), umask)
     }
 
     /// Does what a request asks, on another thread if it has to copy a large file up first.
@@ -83,13 +87,9 @@ fn handle(handle: FileHandle) -> HandleId {
     HandleId(handle.0)
 }
 
-fn caller(request: &Request, umask: u32) -> Caller {
-    Caller { uid: request.uid(), gid: request.gid(), umask }
-}
-
 impl Filesystem for Adapter {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
-        self.agreed = offer::accept(config, self.settings);
+        self.agreed = offer::accept(config, &self.settings);
         if self.agreed.passthrough {
             self.opening.modes.offered();
         }
@@ -147,12 +147,15 @@ impl Filesystem for Adapter {
             atime: atime.map(set_time),
             mtime: mtime.map(set_time),
         };
-        let caller = caller(request, 0);
+        let caller = self.caller(request, 0);
+        let set = self.settings.owners.to_store(set);
         self.heavy("setattr", node(ino), move |adapter| {
-            // Who cuts by a descriptor has opened it for writing, which has split off what had to be.
-            let by_name = set.size.is_some() && fh.is_none();
-            let ready = if by_name { adapter.opening.before_truncate(node(ino)) } else { Ok(()) };
-            let done = ready.and_then(|()| {
+            let done = set.and_then(|set| {
+                // Who cuts by a descriptor has opened it for writing, which has split off what had to be.
+                let by_name = set.size.is_some() && fh.is_none();
+                if by_name {
+                    adapter.opening.before_truncate(node(ino))?;
+                }
                 let attr = adapter.union.setattr(node(ino), fh.map(handle), &set, &caller)?;
                 if by_name {
                     adapter.opening.after_truncate(node(ino))?;
@@ -182,14 +185,14 @@ impl Filesystem for Adapter {
     ) {
         guard("mknod", || {
             let rdev = received_device(rdev);
-            let result = self.union.mknod(node(parent), name, mode, rdev, &caller(request, umask));
+            let result = self.union.mknod(node(parent), name, mode, rdev, &self.caller(request, umask));
             self.answers.reply_entry(result, reply);
         });
     }
 
     fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
         guard("mkdir", || {
-            self.answers.reply_entry(self.union.mkdir(node(parent), name, mode, &caller(request, umask)), reply);
+            self.answers.reply_entry(self.union.mkdir(node(parent), name, mode, &self.caller(request, umask)), reply);
         });
     }
 
@@ -203,7 +206,7 @@ impl Filesystem for Adapter {
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
         guard("symlink", || {
-            let result = self.union.symlink(node(parent), name, target.as_os_str(), &caller(request, 0));
+            let result = self.union.symlink(node(parent), name, target.as_os_str(), &self.caller(request, 0));
             self.answers.reply_entry(result, reply);
         });
     }
@@ -228,7 +231,7 @@ impl Filesystem for Adapter {
     }
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let caller = caller(request, 0);
+        let caller = self.caller(request, 0);
         let open = move |adapter: &Self| adapter.opening.open(node(ino), flags.0, &caller, reply);
         if flags.0 & (libc::O_ACCMODE | libc::O_TRUNC) == libc::O_RDONLY {
             guard("open", || open(self));
@@ -247,7 +250,7 @@ impl Filesystem for Adapter {
         flags: i32,
         reply: ReplyCreate,
     ) {
-        guard("create", || match self.union.create(node(parent), name, mode, flags, &caller(request, umask)) {
+        guard("create", || match self.union.create(node(parent), name, mode, flags, &self.caller(request, umask)) {
             Ok((entry, handle)) => {
                 // This answer has one time for both; the shorter one is right for both.
                 let (attr, attr_ttl, ttl) = self.answers.entry(&entry);
@@ -399,11 +402,17 @@ impl Filesystem for Adapter {
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        guard("setxattr", || reply_empty(self.union.setxattr(node(ino), name, value, flags), reply));
+        guard("setxattr", || {
+            let value = self.settings.owners.value_to_store(name.as_bytes(), value);
+            reply_empty(value.and_then(|value| self.union.setxattr(node(ino), name, &value, flags)), reply);
+        });
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        guard("getxattr", || reply_xattr(self.union.getxattr(node(ino), name), size, reply));
+        guard("getxattr", || {
+            let value = self.union.getxattr(node(ino), name);
+            reply_xattr(value.map(|value| self.settings.owners.shown_value(name.as_bytes(), value)), size, reply);
+        });
     }
 
     fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
@@ -445,7 +454,7 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         guard("fallocate", || {
-            let ready = self.union.before_change(handle(fh), &caller(request, 0));
+            let ready = self.union.before_change(handle(fh), &self.caller(request, 0));
             reply_empty(ready.and_then(|()| self.union.fallocate(handle(fh), mode, offset, length)), reply);
         });
     }
@@ -474,7 +483,7 @@ impl Filesystem for Adapter {
             // The answer has 32 bits for the length; copying less is allowed.
             let length = length.min(u64::from(u32::MAX));
             let (from, to) = ((handle(from), from_offset), (handle(to), to_offset));
-            let ready = self.union.before_change(to.0, &caller(request, 0));
+            let ready = self.union.before_change(to.0, &self.caller(request, 0));
             reply_written(ready.and_then(|()| self.union.copy_file_range(from, to, length)), reply);
         });
     }
