@@ -33,6 +33,7 @@ pub(super) fn command(words: Words) -> Result<Command, UsageError> {
     let default = words.helper;
     typed.request.flags.dev = typed.dev.unwrap_or(default);
     typed.request.flags.suid = typed.suid.unwrap_or(default);
+    typed.request.namespace = words.namespace.map(|path| OsString::from_vec(path).into());
     if typed.remount {
         return remount(typed.request, words.positionals).map(Command::Remount);
     }
@@ -62,6 +63,7 @@ fn remount(typed: MountRequest, mut positionals: Vec<Vec<u8>>) -> Result<Remount
         flags: typed.flags,
         allow_other: typed.allow_other,
         subtype: typed.subtype,
+        namespace: typed.namespace,
     })
 }
 
@@ -447,7 +449,7 @@ mod tests {
         let flags = MountFlags { read_only: true, ..MountFlags::default() };
         let all = MountFlags { suid: true, dev: true, ..flags };
         let request =
-            |flags, allow_other| RemountRequest { mountpoint: "/m".into(), flags, allow_other, subtype: None };
+            |flags, allow_other| RemountRequest { mountpoint: "/m".into(), flags, allow_other, ..Default::default() };
         let table = "user_id=0,group_id=0,default_permissions,allow_other,max_read=131072,blksize=4096";
         let rows: [(&[&str], RemountRequest); 9] = [
             (&["cowfs", "a=RO:b=RW", "/m", "-o", &format!("ro,relatime,remount,{table},dev,suid")], request(all, true)),

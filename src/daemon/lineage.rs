@@ -143,6 +143,11 @@ impl<'a> MountLine<'a> {
         self.field(4).map(unescape)
     }
 
+    /// What is mounted, by the name that the mounter chose.
+    pub(crate) fn source(self) -> Option<PathBuf> {
+        self.after_dash(2).map(unescape)
+    }
+
     /// The type of the filesystem.
     pub(crate) fn kind(self) -> Option<&'a [u8]> {
         self.after_dash(1)
@@ -187,7 +192,7 @@ mod tests {
         assert_eq!(line.point().unwrap(), Path::new("/tmp/m\\"));
         assert_eq!(line.field(3).map(unescape).unwrap(), Path::new("/a b"));
         assert_eq!(line.kind(), Some(&b"fuse.cowfs"[..]));
-        assert_eq!(line.id(), Some(40));
+        assert_eq!((line.id(), line.source().as_deref()), (Some(40), Some(Path::new("/a=RO:/b=RW"))));
         assert!(line.has(b"user_id=0") && line.has(b"rw") && !line.has(b"nosuid") && !line.has(b"user_id"));
         assert_eq!((MountLine(b"").kind(), MountLine(b"").id()), (None, None));
     }

@@ -49,7 +49,7 @@ pub enum Private {
 }
 
 /// A change of a mounted union's flags.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct RemountRequest {
     /// Where the union is mounted.
     pub mountpoint: PathBuf,
@@ -59,6 +59,8 @@ pub struct RemountRequest {
     pub allow_other: bool,
     /// `subtype=`: the type in the mount table is `fuse.SUBTYPE`; default `cowfs`.
     pub subtype: Option<String>,
+    /// `-N`: as in a `MountRequest`.
+    pub namespace: Option<PathBuf>,
 }
 
 /// All that the daemon needs to start.
@@ -72,6 +74,8 @@ pub struct MountRequest {
     pub mountpoint: PathBuf,
     /// `chroot=`: branch paths are below it, and the daemon's root after the mount.
     pub chroot: Option<PathBuf>,
+    /// `-N` of mount(8): the mount namespace to go to before any other path is looked at.
+    pub namespace: Option<PathBuf>,
     /// Called as a container engine's mount program (`lowerdir=`). Engines do not spell out what they count on: for
     /// root this means `allow_other` too (fuse-overlayfs's default); `flags.suid` already says `suid`.
     pub container: bool,

@@ -15,13 +15,14 @@ use crate::daemon::clone::clone_all;
 use crate::daemon::launch::{Ready, in_background};
 use crate::daemon::logger::{self, Later};
 use crate::daemon::means::{Means, Mount};
+use crate::daemon::mount::source;
 use crate::daemon::mountpoint::{self, Mountpoint, device_number};
 use crate::daemon::overlap::{self, Overlaps};
 use crate::daemon::request::MountRequest;
 use crate::daemon::resolve::{self, Checked, Resolved, describe};
 use crate::daemon::sandbox::Sandbox;
 use crate::daemon::stdio::Null;
-use crate::daemon::{limits, lock, signals};
+use crate::daemon::{limits, lock, namespace, signals};
 use crate::fuse::session::{Audience, Connection, connect};
 use crate::fuse::{Adapter, Settings};
 use crate::sys::process;
@@ -36,6 +37,10 @@ pub fn run(mut request: MountRequest) -> ExitCode {
     process::reset_signals();
     process::close_others(&device_number(&request.mountpoint).into_iter().collect::<Vec<_>>());
     logger::start(request.debug);
+    if let Err(line) = namespace::enter(request.namespace.as_deref()) {
+        log::error!("{line}");
+        return ExitCode::FAILURE;
+    }
     // The end of process 1 ends all others of its namespace, so it cannot go into the background.
     let first = rustix::process::getpid().is_init();
     request.foreground |= request.debug || first;
@@ -109,7 +114,14 @@ fn plan(request: &MountRequest) -> Checked<Plan> {
     let means = Means::find(request)?;
     let mountpoint = mountpoint::resolve(&request.mountpoint, |path| means.clear(path))?;
     let place = match &mountpoint {
-        Mountpoint::Directory(directory) => Some(&directory.place),
+        Mountpoint::Directory(directory) => {
+            directory.no_second(&source(request), request.subtype.as_deref().unwrap_or("cowfs"))?;
+            Some(&directory.place)
+        }
+        // Whoever mounted need not have said default_permissions; only ACLs make the kernel check them all the same.
+        Mountpoint::Device(_) if request.noacl && request.default_permissions => {
+            return Err("option 'noacl' on a mounted /dev/fuse: nobody might check permissions; leave it out".into());
+        }
         Mountpoint::Device(_) => None,
     };
     let overlaps = overlap::check(&resolved, place)?;
