@@ -18,6 +18,7 @@ use crate::union::error::{Errno, Result, best_effort};
 use crate::union::handle::Handles;
 use crate::union::index::Index;
 use crate::union::ino::Numbers;
+use crate::union::listing::Readings;
 use crate::union::marks::Reader;
 use crate::union::marks::beside::WH;
 use crate::union::marks::mirror::Mirror;
@@ -29,7 +30,7 @@ use crate::union::options::{Format, Options};
 use crate::union::stack::{Branch, Stack, Upper};
 use crate::union::stage::{Abilities, Stage, make_dir};
 use crate::union::table::Table;
-use crate::union::types::{BranchId, NodeId};
+use crate::union::types::{BranchId, NodeId, Trust};
 
 /// One branch as the daemon hands it over: opened, and where privileged a private clone of its mount
 /// (read-only for a lower), so that nothing the engine does can reach around it.
@@ -61,6 +62,7 @@ pub struct Union {
     pub(crate) numbers: Numbers,
     pub(crate) table: Table,
     pub(crate) handles: Handles,
+    pub(crate) readings: Readings,
     pub(crate) index: Option<Index>,
     /// Held by a rename from one directory to another, so that "ancestor first" is the same for all meanwhile.
     pub(crate) crossing: Mutex<()>,
@@ -117,7 +119,8 @@ impl Union {
             Some(upper) => Some(Index::open(upper.stage.private(), &upper.writer.keys)?),
             None => None,
         };
-        Ok(Self { stack, numbers, table, handles: Handles::default(), index, crossing: Mutex::new(()), workdir })
+        let (handles, readings) = (Handles::default(), Readings::default());
+        Ok(Self { stack, numbers, table, handles, readings, index, crossing: Mutex::new(()), workdir })
     }
 
     /// How many nodes are known: for statistics, and for tests that look for leaks.
@@ -198,7 +201,8 @@ fn writable(
     }
     let writer = Writer { format, keys, root: branch.root.clone(), mirror };
     let redirect = options.redirect && format == Format::Overlay && !user;
-    Ok((branch, Upper { stage, writer, volatile: options.volatile, redirect }))
+    let remote = branch.trust == Trust::Remote;
+    Ok((branch, Upper { stage, writer, volatile: options.volatile, remote, redirect }))
 }
 
 /// The format that an upper holds, or that was asked for; `None` leaves the choice to what its filesystem can do.
