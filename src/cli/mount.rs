@@ -336,10 +336,12 @@ mod tests {
     #[test]
     fn each_option_with_an_effect() {
         type Change = fn(&mut MountRequest);
-        let rows: [(&str, Change); 36] = [
+        let rows: [(&str, Change); 38] = [
             ("allow_other", |r| r.allow_other = true),
             ("allow_root", |r| r.allow_root = true),
             ("auto_unmount", |r| r.auto_unmount = true),
+            ("lock_wait=2.5", |r| r.lock_wait = Some(Duration::from_millis(2500))),
+            ("watchdog=10", |r| r.watchdog = Some(Duration::from_secs(10))),
             ("relaxed_permissions", |r| (r.default_permissions, r.noacl) = (false, true)),
             ("noacl", |r| r.noacl = true),
             ("ro", |r| r.flags.read_only = true),

@@ -158,6 +158,13 @@ impl<'a> MountLine<'a> {
         self.after_dash(3).is_some_and(|options| options.split(|&byte| byte == b',').any(|one| one == word))
     }
 
+    /// What the filesystem's option `key` says.
+    pub(crate) fn value(self, key: &[u8]) -> Option<PathBuf> {
+        let options = self.after_dash(3)?.split(|&byte| byte == b',');
+        let mut values = options.filter_map(|one| one.strip_prefix(key)?.strip_prefix(b"="));
+        values.next().map(unescape)
+    }
+
     /// Optional fields end with a dash of their own.
     fn after_dash(self, index: usize) -> Option<&'a [u8]> {
         self.0.split(|&byte| byte == b' ').skip_while(|field| field != b"-").nth(index)
@@ -193,6 +200,7 @@ mod tests {
         assert_eq!(line.field(3).map(unescape).unwrap(), Path::new("/a b"));
         assert_eq!(line.kind(), Some(&b"fuse.cowfs"[..]));
         assert_eq!((line.id(), line.source().as_deref()), (Some(40), Some(Path::new("/a=RO:/b=RW"))));
+        assert_eq!((line.value(b"user_id"), line.value(b"user"), line.value(b"rw")), (Some("0".into()), None, None));
         assert!(line.has(b"user_id=0") && line.has(b"rw") && !line.has(b"nosuid") && !line.has(b"user_id"));
         assert_eq!((MountLine(b"").kind(), MountLine(b"").id()), (None, None));
     }

@@ -105,6 +105,10 @@ pub struct MountRequest {
     pub fsname: Option<String>,
     /// `subtype=`: the type is shown as `fuse.SUBTYPE`; default `cowfs`.
     pub subtype: Option<String>,
+    /// `lock_wait=`: how long to wait until the upper is free.
+    pub lock_wait: Option<Duration>,
+    /// `watchdog=`: how long a request may take before the daemon is given up.
+    pub watchdog: Option<Duration>,
     /// `max_files=`: RLIMIT_NOFILE.
     pub max_files: Option<u64>,
     /// `threads=`: threads that serve requests; default min(cores, 4), at least 2.

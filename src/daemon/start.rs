@@ -87,7 +87,7 @@ fn serve(request: &MountRequest, ready: Ready) -> Checked<()> {
         log: logger::prepare(request.debug_file.as_deref(), request.foreground)?,
     };
     // Held to the end of this function, which is the end of the process.
-    let _locks = lock::lock_all(&resolved)?;
+    let _locks = lock::lock_all(&resolved, request.lock_wait)?;
     let (device, mount) = means.mount(request, mountpoint)?;
     let mount = Arc::new(Mutex::new(mount));
 
