@@ -94,12 +94,12 @@ fn serve(request: &MountRequest, ready: Ready) -> Checked<()> {
     let opened = open_union(resolved, overlaps, request)
         .and_then(|union| open_connection(union, device, request))
         .and_then(|connection| Ok((connection, settle(request, equipment, &mount, ready)?)));
-    let (connection, _watched) = opened.inspect_err(|_| {
+    let ((connection, spare), _watched) = opened.inspect_err(|_| {
         // The line on the way out says what failed; that nothing stands is the best that can be added.
         let _ = mount.lock().detach();
     })?;
     // It closes the engine too.
-    connection.run().map_err(|error| format!("the connection to the kernel failed: {error}"))
+    connection.run(spare, request.watchdog).map_err(|error| format!("the connection to the kernel failed: {error}"))
 }
 
 /// Opens what the request names and checks how it goes together. Changes nothing.
@@ -147,7 +147,7 @@ fn open_union(resolved: Resolved, overlaps: Overlaps, request: &MountRequest) ->
     Union::open(layout, request.engine.clone())
 }
 
-fn open_connection(union: Union, device: OwnedFd, request: &MountRequest) -> Checked<Connection<Adapter>> {
+fn open_connection(union: Union, device: OwnedFd, request: &MountRequest) -> Checked<(Connection<Adapter>, Adapter)> {
     let audience = match (request.allow_other, request.allow_root) {
         (true, _) => Audience::Everybody,
         (false, true) => Audience::OwnerAndRoot,
@@ -163,11 +163,11 @@ fn open_connection(union: Union, device: OwnedFd, request: &MountRequest) -> Che
         acl: !request.noacl,
     };
     let adapter = Adapter::new(union, settings);
-    let notices = adapter.notices();
+    let (notices, spare) = (adapter.notices(), adapter.spare());
     let connection = connect(adapter, device, audience, request.threads)
         .map_err(|error| format!("the kernel's first message could not be answered: {error}"))?;
     notices.connect(connection.notifier());
-    Ok(connection)
+    Ok((connection, spare))
 }
 
 /// Lets the mount be seen, closes the world outside, and says so. Returns what must live as long as the daemon.

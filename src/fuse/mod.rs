@@ -9,8 +9,10 @@ pub mod notify;
 mod offer;
 pub mod opening;
 pub mod passthrough;
+pub mod pulse;
 pub mod reply;
 pub mod session;
+mod space;
 pub mod worker;
 
 pub use adapter::Adapter;
