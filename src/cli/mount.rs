@@ -33,6 +33,7 @@ pub(super) fn command(words: Words) -> Result<Command, UsageError> {
     let default = words.helper;
     typed.request.flags.dev = typed.dev.unwrap_or(default);
     typed.request.flags.suid = typed.suid.unwrap_or(default);
+    typed.request.namespace = words.namespace.map(|path| OsString::from_vec(path).into());
     if typed.remount {
         return remount(typed.request, words.positionals).map(Command::Remount);
     }
@@ -62,6 +63,7 @@ fn remount(typed: MountRequest, mut positionals: Vec<Vec<u8>>) -> Result<Remount
         flags: typed.flags,
         allow_other: typed.allow_other,
         subtype: typed.subtype,
+        namespace: typed.namespace,
     })
 }
 
@@ -347,10 +349,12 @@ mod tests {
     #[test]
     fn each_option_with_an_effect() {
         type Change = fn(&mut MountRequest);
-        let rows: [(&str, Change); 44] = [
+        let rows: [(&str, Change); 46] = [
             ("allow_other", |r| r.allow_other = true),
             ("allow_root", |r| r.allow_root = true),
             ("auto_unmount", |r| r.auto_unmount = true),
+            ("lock_wait=2.5", |r| r.lock_wait = Some(Duration::from_millis(2500))),
+            ("watchdog=10", |r| r.watchdog = Some(Duration::from_secs(10))),
             ("relaxed_permissions", |r| (r.default_permissions, r.noacl) = (false, true)),
             ("noacl", |r| r.noacl = true),
             ("ro", |r| r.flags.read_only = true),
@@ -474,7 +478,7 @@ mod tests {
         let flags = MountFlags { read_only: true, ..MountFlags::default() };
         let all = MountFlags { suid: true, dev: true, ..flags };
         let request =
-            |flags, allow_other| RemountRequest { mountpoint: "/m".into(), flags, allow_other, subtype: None };
+            |flags, allow_other| RemountRequest { mountpoint: "/m".into(), flags, allow_other, ..Default::default() };
         let table = "user_id=0,group_id=0,default_permissions,allow_other,max_read=131072,blksize=4096";
         let rows: [(&[&str], RemountRequest); 9] = [
             (&["cowfs", "a=RO:b=RW", "/m", "-o", &format!("ro,relatime,remount,{table},dev,suid")], request(all, true)),

@@ -10,7 +10,9 @@ use crate::cli::UsageError;
 use crate::cli::branches::{branches, lower_dirs};
 use crate::cli::text::{path, positions, quote};
 use crate::cli::values::Given;
-use crate::cli::values::{format, id, is_off, number, on_off, redirect_dir, seconds, threads, utf8, zero_one};
+use crate::cli::values::{
+    bounded_seconds, format, id, is_off, number, on_off, redirect_dir, seconds, threads, utf8, zero_one,
+};
 use crate::daemon::request::{BranchArg, MountRequest, Private};
 
 /// What the options said; what it amounts to together with the positionals is `mount`'s to say.
@@ -88,6 +90,8 @@ const KNOWN: &[(&str, Effect)] = &[
     ("watch", Switch(|t| t.request.watch = true)),
     ("passthrough", Value("auto|off", |t, v| v.read(is_off).map(|off| t.request.no_passthrough = off))),
     ("threads", Value("NUMBER", |t, v| v.set(&mut t.request.threads, threads))),
+    ("lock_wait", Value("SECONDS", |t, v| v.set(&mut t.request.lock_wait, bounded_seconds))),
+    ("watchdog", Value("SECONDS", |t, v| v.set(&mut t.request.watchdog, bounded_seconds))),
     ("noacl", Switch(|t| t.request.noacl = true)),
     // libfuse: who may enter, how the mount is called, how long the kernel may remember.
     ("allow_other", Switch(|t| t.request.allow_other = true)),

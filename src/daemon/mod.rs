@@ -12,6 +12,7 @@ mod logger;
 mod means;
 mod mount;
 mod mountpoint;
+mod namespace;
 mod overlap;
 pub mod remount;
 pub mod request;

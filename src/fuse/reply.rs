@@ -13,6 +13,7 @@ use crate::fuse::convert::{errno, file_attr};
 use crate::fuse::notify::Notices;
 use crate::fuse::owners::Owners;
 use crate::fuse::passthrough::Modes;
+use crate::fuse::pulse::during;
 use crate::union::Union;
 use crate::union::error::Result;
 use crate::union::ops::behind::Stale;
@@ -160,7 +161,11 @@ impl Answers {
 }
 
 /// Runs the body of a request. If it panics its reply object is dropped, which makes fuser answer EIO.
-pub(super) fn guard(request: &str, body: impl FnOnce()) {
+pub(super) fn guard(request: &'static str, body: impl FnOnce()) {
+    during(request, || caught(request, body));
+}
+
+fn caught(request: &str, body: impl FnOnce()) {
     if let Err(panic) = catch_unwind(AssertUnwindSafe(body)) {
         let message = panic.downcast_ref::<&str>().copied();
         let message = message.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
