@@ -33,7 +33,7 @@ use crate::fuse::worker::Workers;
 use crate::union::Union;
 use crate::union::error::Errno;
 use crate::union::name::NAME_MAX;
-use crate::union::types::{Caller, HandleId, NodeId, SetAttr};
+use crate::union::types::{Caller, NodeId, SetAttr};
 
 /// Somebody without CAP_FSETID: the kernel has found the caller to be one.
 const ORDINARY: Caller = Caller { uid: u32::MAX, gid: u32::MAX, umask: 0 };
