@@ -201,8 +201,9 @@ fn writable(
     }
     let writer = Writer { format, keys, root: branch.root.clone(), mirror };
     let redirect = options.redirect && format == Format::Overlay && !user;
+    let metacopy = options.metacopy && redirect;
     let remote = branch.trust == Trust::Remote;
-    Ok((branch, Upper { stage, writer, volatile: options.volatile, remote, redirect }))
+    Ok((branch, Upper { stage, writer, volatile: options.volatile, remote, redirect, metacopy }))
 }
 
 /// The format that an upper holds, or that was asked for; `None` leaves the choice to what its filesystem can do.

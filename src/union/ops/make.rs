@@ -184,7 +184,8 @@ impl Union {
             return Err(Errno::PERM);
         }
         let name = self.checked_name(&parent, name)?;
-        self.raise(&node, u64::MAX)?;
+        self.raise_attributes(&node)?;
+        self.anchor(&node)?;
         // Before the inode gets a further name: its count of names may have to follow from here on.
         self.indexed(&node.body.read())?;
         self.in_free(&parent, &name, |free| {

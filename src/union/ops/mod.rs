@@ -118,11 +118,12 @@ impl Union {
     }
 
     /// What stat shows of `node`, whose real object has the attributes `stat`.
-    fn attr(&self, node: &Node, stat: &Stat) -> Result<Attr> {
+    fn attr(&self, node: &Arc<Node>, stat: &Stat) -> Result<Attr> {
+        let data = self.data_stat(node, stat).unwrap_or(*stat);
         Ok(Attr {
             ino: node.ino,
-            size: stat.size,
-            blocks: stat.blocks,
+            size: data.size,
+            blocks: data.blocks,
             atime: stat.atime,
             mtime: stat.mtime,
             ctime: stat.ctime.max(node.body.read().touched.unwrap_or(stat.ctime)),
@@ -139,7 +140,7 @@ impl Union {
     /// Whether only requests change what `node` shows. A directory with lower parts shows their changes too.
     fn is_settled(&self, node: &Node) -> bool {
         let body = node.body.read();
-        self.stack.is_upper(body.branch) && body.layers.len() <= 1
+        self.stack.is_upper(body.branch) && body.layers.len() <= 1 && body.data_place().is_none()
     }
 
     /// How many names the union has for `node`.

@@ -99,6 +99,7 @@ impl Union {
         if inner.is_some() {
             self.check_empty(node)?;
         }
+        self.remember_data(node);
         let mut body = node.body.write();
         let entry = self.indexed(&body)?;
         let held = hold(node, &body)?;
