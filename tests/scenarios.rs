@@ -865,6 +865,50 @@ fn hard_links_of_a_lower_branch_stay_links() {
     });
 }
 
+/// Names deleted before their file is copied up are counted no more: for the kernel that forgot them, after a remount, in a
+/// later copy, and nothing is left behind when the last of them goes.
+#[test]
+fn deleted_names_of_a_lower_file_stay_uncounted() {
+    let link = |tree: Tree, name: &str| {
+        (1..5).fold(tree.file(format!("{name}1"), name), |tree, n| {
+            tree.link(format!("{name}1"), format!("{name}{}", n + 1))
+        })
+    };
+    let trees = [empty().file("over", "over"), link(link(link(lower(), "a"), "b"), "c")];
+    tell(Judges::Plain, &trees, |fs| {
+        let count = |when: &str, names: &[&str], nlink: u64| {
+            for name in names {
+                assert_eq!(fs.stat(name.as_bytes()).unwrap().nlink, nlink, "{when} {name}");
+            }
+        };
+        fs.unlink(b"a1").unwrap();
+        lasting(fs, |when| count(when, &["a2", "a3", "a4", "a5"], 4));
+        fs.unlink(b"a2").unwrap();
+        lasting(fs, |when| {
+            count(when, &["a3", "a4", "a5"], 3);
+            assert!(fs.stat(b"a4").unwrap().ctime > kit::tree::NOW_FROM, "{when}");
+        });
+        fs.append(b"a3", b"!").unwrap();
+        lasting(fs, |when| count(when, &["a3", "a4", "a5"], 3));
+        fs.unlink(b"a4").unwrap();
+        lasting(fs, |when| count(when, &["a3", "a5"], 2));
+        fs.unlink(b"b1").unwrap();
+        fs.rename(b"over", b"b2", 0).unwrap();
+        lasting(fs, |when| count(when, &["b3", "b4", "b5"], 3));
+        fs.link(b"b3", b"b6").unwrap();
+        lasting(fs, |when| count(when, &["b3", "b4", "b5", "b6"], 4));
+        for n in 1..6 {
+            fs.unlink(format!("c{n}").as_bytes()).unwrap();
+            let left: Vec<_> = (n + 1..6).map(|n| format!("c{n}")).collect();
+            lasting(fs, |when| count(when, &left.iter().map(String::as_str).collect::<Vec<_>>(), 5 - n));
+        }
+        for name in ["a3", "a5", "b2", "b3", "b4", "b5", "b6"] {
+            fs.unlink(name.as_bytes()).unwrap();
+        }
+        lasting(fs, |when| assert_eq!(fs.names(b""), [""; 0], "{when}"));
+    });
+}
+
 #[test]
 fn a_link_to_a_lower_file_is_the_same_file() {
     let trees = [empty().file("u", "u"), lower().file("f", "f").symlink("s", "t").dir("d")];

@@ -20,6 +20,7 @@ use smallvec::SmallVec;
 
 use crate::union::branch::{At, Presence, RealDir};
 use crate::union::error::{Errno, Result};
+use crate::union::gone::Lost;
 use crate::union::name::Name;
 use crate::union::stack::{Layers, Stack};
 use crate::union::types::{BranchId, Ino, NodeId, Time};
@@ -57,6 +58,8 @@ pub struct Seen {
     pub branch: BranchId,
     /// For a directory: its layers.
     pub layers: Layers,
+    /// For a lower file: its names that have been deleted.
+    pub lost: Option<Lost>,
 }
 
 /// Where a node's real object is.
@@ -75,7 +78,7 @@ pub struct Body {
     pub held: Option<Arc<OwnedFd>>,
     /// Its name in the index, if it was found there.
     pub index: Option<At>,
-    /// Names of the lower file that were deleted while it was known.
+    /// Names of the lower file that were deleted (`gone`).
     pub gone: u32,
     /// When the last of them was: a change of the file's attributes that the lower file cannot show.
     pub touched: Option<Time>,
@@ -175,8 +178,8 @@ impl Node {
                 before: None,
                 held: None,
                 index,
-                gone: 0,
-                touched: None,
+                gone: seen.lost.map_or(0, |lost| lost.names),
+                touched: seen.lost.map(|lost| lost.touched),
                 data: Data::Unknown,
             }),
         }
@@ -396,10 +399,12 @@ impl Body {
     }
 
     /// A name that only a lower branch has was deleted.
-    pub fn lost_lower_name(&mut self) {
+    pub fn lost_lower_name(&mut self) -> Lost {
         self.gone += 1;
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
-        self.touched = Some(Time { sec: now.tv_sec, nsec: u32::try_from(now.tv_nsec).unwrap_or(0) });
+        let touched = Time { sec: now.tv_sec, nsec: u32::try_from(now.tv_nsec).unwrap_or(0) };
+        self.touched = Some(touched);
+        Lost { names: self.gone, touched }
     }
 
     /// Whether `name` in `parent` is one of its names.

@@ -256,7 +256,7 @@ impl Union {
         let identity = stat.identity();
         // New, so it has no origin: its number is its own.
         let ino = self.numbers.number(identity.0, identity.1);
-        let seen = Seen { ino, kind: stat.kind(), identity, branch: Stack::UPPER, layers };
+        let seen = Seen { ino, kind: stat.kind(), identity, branch: Stack::UPPER, layers, lost: None };
         let link = Link { parent: free.parent.clone(), name: free.name.clone(), branch: Stack::UPPER };
         let node = self.table.enter(seen, None, link);
         let attr = self.attr(&node, &stat)?;

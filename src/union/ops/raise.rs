@@ -189,6 +189,9 @@ impl Union {
         if let (Some(index), Some(entry)) = (&self.index, entry) {
             self.tidy("count names", index.settle(&upper.writer.keys, &entry));
             body.index = Some(index.at(&entry));
+            if let Some(gone) = &self.gone {
+                gone.clear(&entry);
+            }
         }
         body.remember(Link { branch: Stack::UPPER, ..link.clone() });
         body.before = Some(body.identity);
@@ -216,7 +219,7 @@ impl Union {
         copy: &Copy<'_>,
         gone: u32,
     ) -> Result<Option<Name>> {
-        let Some((index, name)) = self.index_entry(from, stat)? else { return Ok(None) };
+        let Some((index, name)) = self.index_entry(from.branch, stat)? else { return Ok(None) };
         match index.add(&upper.writer.keys, &name, copy, stat.nlink.saturating_sub(gone)) {
             Ok(()) => Ok(Some(name)),
             Err(Errno::OPNOTSUPP | Errno::PERM | Errno::ACCESS) => {

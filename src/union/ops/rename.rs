@@ -237,6 +237,10 @@ impl Union {
             (Some(victim), Some(lost)) => hold(victim, lost)?,
             _ => None,
         };
+        let was = match &lost {
+            Some(lost) if !victim_in_upper && lost.layers.is_empty() => Some(lost.at()?.stat()?),
+            _ => None,
+        };
         if let (InUpper::Dir(_), Some(lost)) = (&step.at_new, &mut lost)
             && change_needs_empty(&step.to.0, new.name)?
         {
@@ -249,7 +253,7 @@ impl Union {
         if let Some(lost) = &mut lost {
             lose_name(lost, new.parent, new.name, held);
             if !victim_in_upper && entry.is_none() {
-                lost.lost_lower_name();
+                self.lose_lower_name(lost, was.as_ref());
             }
         }
         drop((body, lost));
