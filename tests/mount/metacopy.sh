@@ -3,6 +3,7 @@
 # programs; read and written on by the kernel's overlayfs, both ways; passed and cached files; off where nobody could read it.
 # timeout: 180
 . "$(dirname "$0")/../lib.sh"
+. "$TEST_DIR/programs/cache.bash"
 need getfattr=attr setcap=libcap2-bin
 
 blocks() { find "$@" -type f -printf '%b\n' | awk '{ sum += $1 } END { print sum + 0 }'; }

@@ -39,7 +39,9 @@ impl Union {
             self.truncate(&node, handle, size, caller).during("truncate", id)?;
         }
         node.with(|at| {
-            if set.uid.is_some() || set.gid.is_some() {
+            // What names nothing is a chown(2) to nobody: it takes set-id bits away, if it is the owner's.
+            let of_nothing = *set == SetAttr::default() && (caller.uid == 0 || at.stat()?.uid == caller.uid);
+            if set.uid.is_some() || set.gid.is_some() || of_nothing {
                 at.chown(set.uid, set.gid)?;
             }
             // After chown, which takes set-id bits away.
