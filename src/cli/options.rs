@@ -84,6 +84,7 @@ const KNOWN: &[(&str, Effect)] = &[
     ("metacopy", Value("on|off", |t, v| v.set(&mut t.metacopy, on_off))),
     ("volatile", Switch(|t| t.request.engine.volatile = true)),
     ("coherent", Switch(|t| t.request.coherent = true)),
+    ("watch", Switch(|t| t.request.watch = true)),
     ("passthrough", Value("auto|off", |t, v| v.read(is_off).map(|off| t.request.no_passthrough = off))),
     ("threads", Value("NUMBER", |t, v| v.set(&mut t.request.threads, threads))),
     ("noacl", Switch(|t| t.request.noacl = true)),

@@ -20,3 +20,4 @@ mod sandbox;
 mod signals;
 pub mod start;
 mod stdio;
+mod watch;

@@ -21,7 +21,8 @@ use crate::daemon::request::MountRequest;
 use crate::daemon::resolve::{self, Checked, Resolved, describe};
 use crate::daemon::sandbox::Sandbox;
 use crate::daemon::stdio::Null;
-use crate::daemon::{limits, lock, signals};
+use crate::daemon::{limits, lock, signals, watch};
+use crate::fuse::notify::Notices;
 use crate::fuse::session::{Audience, Connection, connect};
 use crate::fuse::{Adapter, Settings};
 use crate::sys::process;
@@ -75,7 +76,7 @@ fn serve(request: &MountRequest, ready: Ready) -> Checked<()> {
     rustix::process::umask(Mode::empty());
     limits::set(request.max_files);
     let Plan { mut resolved, overlaps, means, mountpoint } = plan(request)?;
-    clone_all(&mut resolved, &overlaps)?;
+    clone_all(&mut resolved, &overlaps, &request.flags)?;
     let equipment = Equipment {
         sandbox: Sandbox::prepare(resolved.chroot.take()),
         null: Null::open(),
@@ -86,9 +87,15 @@ fn serve(request: &MountRequest, ready: Ready) -> Checked<()> {
     let (device, mount) = means.mount(request, mountpoint)?;
     let mount = Arc::new(Mutex::new(mount));
 
-    let opened = open_union(resolved, overlaps, request)
-        .and_then(|union| open_connection(union, device, request))
-        .and_then(|connection| Ok((connection, settle(request, equipment, &mount, ready)?)));
+    let opened = open_union(resolved, overlaps, request).map(Arc::new).and_then(|union| {
+        let watch = if request.watch { Some(watch::begin(&union)?) } else { None };
+        let (connection, notices) = open_connection(union.clone(), device, request)?;
+        let watched = settle(request, equipment, &mount, ready)?;
+        if let Some(watch) = watch {
+            watch.start(union, notices).map_err(|error| format!("cannot start a thread: {error}"))?;
+        }
+        Ok((connection, watched))
+    });
     let (connection, _watched) = opened.inspect_err(|_| {
         // The line on the way out says what failed; that nothing stands is the best that can be added.
         let _ = mount.lock().detach();
@@ -135,7 +142,11 @@ fn open_union(resolved: Resolved, overlaps: Overlaps, request: &MountRequest) ->
     Union::open(layout, request.engine.clone())
 }
 
-fn open_connection(union: Union, device: OwnedFd, request: &MountRequest) -> Checked<Connection<Adapter>> {
+fn open_connection(
+    union: Arc<Union>,
+    device: OwnedFd,
+    request: &MountRequest,
+) -> Checked<(Connection<Adapter>, Arc<Notices>)> {
     let audience = match (request.allow_other, request.allow_root) {
         (true, _) => Audience::Everybody,
         (false, true) => Audience::OwnerAndRoot,
@@ -147,6 +158,7 @@ fn open_connection(union: Union, device: OwnedFd, request: &MountRequest) -> Che
         negative_ttl: request.negative_timeout,
         direct_io: request.direct_io,
         coherent: request.coherent,
+        watched: request.watch,
         passthrough: !request.no_passthrough,
         acl: !request.noacl,
     };
@@ -155,7 +167,7 @@ fn open_connection(union: Union, device: OwnedFd, request: &MountRequest) -> Che
     let connection = connect(adapter, device, audience, request.threads)
         .map_err(|error| format!("the kernel's first message could not be answered: {error}"))?;
     notices.connect(connection.notifier());
-    Ok(connection)
+    Ok((connection, notices))
 }
 
 /// Lets the mount be seen, closes the world outside, and says so. Returns what must live as long as the daemon.

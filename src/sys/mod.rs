@@ -2,12 +2,14 @@
 #![allow(unsafe_code)]
 
 pub mod creds;
+pub mod fanotify;
 pub mod handle;
 pub mod ioctl;
 pub mod mode;
 pub mod mount;
 pub mod process;
 pub mod procfd;
+pub mod sched;
 pub mod xattr;
 
 use rustix::io::Errno;

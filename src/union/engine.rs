@@ -60,6 +60,7 @@ pub struct Layout {
 /// A union of branches, ready to answer requests from any number of threads.
 pub struct Union {
     pub(crate) stack: Stack,
+    pub(crate) fds: Arc<DirFds>,
     pub(crate) numbers: Numbers,
     pub(crate) table: Table,
     pub(crate) handles: Handles,
@@ -101,10 +102,10 @@ impl Union {
             upper = Some(tools);
         }
         let stack = Stack { branches, upper, covered: layout.covered.into_iter().collect() };
-        Self::put_together(stack, workdir).map_err(|errno| format!("the union cannot be set up: {errno}"))
+        Self::put_together(stack, fds, workdir).map_err(|errno| format!("the union cannot be set up: {errno}"))
     }
 
-    fn put_together(stack: Stack, workdir: bool) -> Result<Self> {
+    fn put_together(stack: Stack, fds: Arc<DirFds>, workdir: bool) -> Result<Self> {
         let numbers = Numbers::default();
         for branch in &stack.branches {
             let (dev, ino) = branch.root.identity();
@@ -125,7 +126,7 @@ impl Union {
             None => (None, None),
         };
         let (handles, readings) = (Handles::default(), Readings::default());
-        Ok(Self { stack, numbers, table, handles, readings, index, gone, crossing: Mutex::new(()), workdir })
+        Ok(Self { stack, fds, numbers, table, handles, readings, index, gone, crossing: Mutex::new(()), workdir })
     }
 
     /// How many nodes are known: for statistics, and for tests that look for leaks.
