@@ -152,9 +152,10 @@ fn conclude(typed: Typed) -> MountRequest {
         request.workdir = None;
     }
     // A container's programs count on set-uid without its engine's saying so; its engine reads the upper itself and
-    // knows no redirects.
+    // knows neither redirects nor files without data.
     request.flags.suid |= typed.suid.is_none() && request.container;
     request.engine.redirect = typed.redirect.unwrap_or(!request.container);
+    request.engine.metacopy = request.engine.redirect && typed.metacopy.unwrap_or(!request.container);
     if typed.squash_to_root {
         request.owners.users.squash.get_or_insert(0);
         request.owners.groups.squash.get_or_insert(0);
@@ -221,7 +222,7 @@ mod tests {
         let mut request = plain(branches);
         request.container = true;
         request.flags.suid = true;
-        request.engine.redirect = false;
+        (request.engine.redirect, request.engine.metacopy) = (false, false);
         request
     }
 
@@ -240,7 +241,7 @@ mod tests {
         };
         let podman = container(&[rw("U"), wh("/l/A"), wh("/l/B")]);
         let podman = MountRequest { workdir: Some("W".into()), ..podman };
-        let volatile = || Options { volatile: true, redirect: false, ..Options::default() };
+        let volatile = || Options { volatile: true, redirect: false, metacopy: false, ..Options::default() };
         let rows: [(&[&str], MountRequest); 17] = [
             // uWSGI, RO branch first and last
             (&["-ocow,chroot=/ns,default_permissions,allow_other", "/precise=RO:/cow/1000=RW", "/m"], recipe()),
@@ -349,7 +350,7 @@ mod tests {
     #[test]
     fn each_option_with_an_effect() {
         type Change = fn(&mut MountRequest);
-        let rows: [(&str, Change); 46] = [
+        let rows: [(&str, Change); 47] = [
             ("allow_other", |r| r.allow_other = true),
             ("allow_root", |r| r.allow_root = true),
             ("auto_unmount", |r| r.auto_unmount = true),
@@ -395,8 +396,9 @@ mod tests {
             ("whiteout=oci", |r| r.engine.format = Some(Format::Oci)),
             ("whiteout=unionfs", |r| r.engine.format = Some(Format::Unionfs)),
             ("whiteout=unionfs-fuse", |r| r.engine.format = Some(Format::UnionfsFuse)),
-            ("redirect=off", |r| r.engine.redirect = false),
+            ("redirect=off", |r| (r.engine.redirect, r.engine.metacopy) = (false, false)),
             ("redirect=off,redirect_dir=on", |r| r.engine.redirect = true),
+            ("metacopy=off", |r| r.engine.metacopy = false),
             ("userxattr", |r| r.engine.userxattr = Some(true)),
             ("volatile", |r| r.engine.volatile = true),
             (r"chroot=/n\,s", |r| r.chroot = Some("/n,s".into())),
@@ -419,7 +421,7 @@ mod tests {
     /// Rows: the arguments, and what the message holds.
     #[test]
     fn refusals() {
-        let rows: [(&[&str], &str); 44] = [
+        let rows: [(&[&str], &str); 45] = [
             (&[], "no branches and no mountpoint given: cowfs [-o"),
             (&["-o", "allow_other"], "no branches and no mountpoint given"),
             (&["/m"], "only '/m' given, of branches and mountpoint"),
@@ -444,6 +446,7 @@ mod tests {
             (&["A", "/m", "-oentry_timeout=nan"], "option 'entry_timeout=nan'"),
             (&["A", "/m", "-owhiteout=aufs"], "the value must be overlay|oci|unionfs|unionfs-fuse"),
             (&["A", "/m", "-oredirect=yes"], "option 'redirect=yes': the value must be on|off"),
+            (&["A", "/m", "-ometacopy=yes"], "option 'metacopy=yes': the value must be on|off"),
             (&["A", "/m", "-oallow_other,allow_root"], "exclude each other"),
             (&["-odirs=A,lowerdir=B", "/m"], "'dirs' and 'lowerdir' exclude each other"),
             (&["A", "/m", "-oupperdir=U"], "upperdir='U' without lowerdir="),

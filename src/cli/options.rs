@@ -28,6 +28,8 @@ pub(super) struct Typed {
     pub upper: Option<PathBuf>,
     /// `redirect=`, `redirect_dir=`; the default depends on who calls.
     pub redirect: Option<bool>,
+    /// `metacopy=`; the default depends on who calls.
+    pub metacopy: Option<bool>,
     /// `suid`, `nosuid`; likewise.
     pub suid: Option<bool>,
     /// `dev`, `nodev`; likewise.
@@ -85,6 +87,7 @@ const KNOWN: &[(&str, Effect)] = &[
     ("debug_file", Value("FILE", |t, v| v.set(&mut t.request.debug_file, |file| Some(path(file))))),
     ("whiteout", Value("overlay|oci|unionfs|unionfs-fuse", |t, v| v.set(&mut t.request.engine.format, format))),
     ("redirect", Value("on|off", |t, v| v.set(&mut t.redirect, on_off))),
+    ("metacopy", Value("on|off", |t, v| v.set(&mut t.metacopy, on_off))),
     ("volatile", Switch(|t| t.request.engine.volatile = true)),
     ("coherent", Switch(|t| t.request.coherent = true)),
     ("watch", Switch(|t| t.request.watch = true)),
@@ -237,7 +240,6 @@ const KNOWN: &[(&str, Effect)] = &[
     ("fast_ino", Nothing),
     ("fast_ino_check", Nothing),
     ("index", Nothing),
-    ("metacopy", Nothing),
     ("uuid", Nothing),
     ("writeback", Nothing),
     ("xino", Nothing),

@@ -80,7 +80,7 @@ fn serve(request: &MountRequest, ready: Ready) -> Checked<()> {
     rustix::process::umask(Mode::empty());
     limits::set(request.max_files);
     let Plan { mut resolved, overlaps, means, mountpoint } = plan(request)?;
-    clone_all(&mut resolved, &overlaps)?;
+    clone_all(&mut resolved, &overlaps, &request.flags)?;
     let equipment = Equipment {
         sandbox: Sandbox::prepare(resolved.chroot.take()),
         null: Null::open(),
