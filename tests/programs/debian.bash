@@ -203,7 +203,7 @@ inside "postgres: initdb, pgbench, immediate stop, recovery" '
 	test "$(as psql -Atq -h /tmp postgres -c "select (select sum(abalance) from pgbench_accounts) = (select sum(delta) from pgbench_history)
 		and (select sum(bbalance) from pgbench_branches) = (select sum(delta) from pgbench_history)
 		and (select count(*) from pgbench_history) >= 800")" = t
-	as psql -q -h /tmp postgres -c "vacuum full; reindex database postgres; checkpoint"
+	as psql -q -h /tmp postgres -c "vacuum full" -c "reindex database postgres" -c checkpoint
 	ctl -m fast stop; trap - EXIT'
 inside "sqlite: a writer is killed again and again, and nothing committed is lost" '
 	cd /var/lib && python3 - <<"P"
