@@ -208,7 +208,7 @@ def memory(bench):
     for peer in (peer for peer in bench.peers if peer.is_fuse):
         bench.say(f"memory: {peer.label}", 0.0)
         try:
-            rows.append([peer.label, idle(bench, peer, many), *after_walk(bench, peer), *after_churn(bench, peer, churn)])
+            rows.append([peer.label, *among_many(bench, peer, many), *after_churn(bench, peer, churn)])
         except (Failed, OSError) as failure:
             bench.notes.append(f"{peer.label}, memory: {failure}")
             rows.append([peer.label, *[None] * 5])
@@ -217,12 +217,18 @@ def memory(bench):
     return [{"title": "Memory of a daemon", "head": head, "rows": rows, "goal": "idle 0.5 MiB, forgotten 2 MiB, no growth"}]
 
 
-def idle(bench, peer, many):
+def among_many(bench, peer, many):
+    """PSS of one of `many` daemons: idle (the mean), after a walk in its union, and once the kernel has forgotten it."""
     mounts = []
     try:
         for _ in range(many):
             mounts.append(bench.union(peer))
-        return sum(pss(pid) for pid in daemons()) / many / MIB
+        idle = sum(pss(pid) for pid in daemons()) / many / MIB
+        union = mounts[0]
+        bench.driver("walk", union.root, "names")
+        full = sum(pss(pid) for pid in union.pids) / MIB
+        union.forget()
+        return idle, full, settled_pss(union)
     finally:
         for union in mounts:
             union.__exit__()
@@ -232,14 +238,6 @@ def settled_pss(union):
     """After a moment for the daemon to hear what the kernel has forgotten."""
     time.sleep(1)
     return sum(pss(pid) for pid in union.pids) / MIB
-
-
-def after_walk(bench, peer):
-    with bench.union(peer) as union:
-        bench.driver("walk", union.root, "names")
-        full = sum(pss(pid) for pid in union.pids) / MIB
-        union.forget()
-        return full, settled_pss(union)
 
 
 def after_churn(bench, peer, count):

@@ -29,8 +29,8 @@
 //!   - [`union::stage`]: where objects are made ready before one step publishes them;
 //!   - [`union::marks`]: whiteouts, opaque directories and the other marks, in four formats;
 //!   - [`union::copyup`]: one object from a lower to the upper;
-//!   - [`union::stack`], [`union::ino`], [`union::resolve`], [`union::merge`]: the branches in order, which number an object
-//!     shows, what a name means, what a directory lists;
+//!   - [`union::stack`], [`union::ino`], [`union::resolve`], [`union::listing`], [`union::merge`]: the branches in order, which
+//!     number an object shows, what a name means, what a directory lists;
 //!   - [`union::node`], [`union::table`], [`union::handle`], [`union::index`]: what is known of objects, open files and
 //!     hard links;
 //!   - [`union::engine`], [`union::ops`]: the whole, and its requests.

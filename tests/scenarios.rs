@@ -1164,12 +1164,11 @@ fn a_long_listing_stays_whole_while_names_are_deleted() {
     let fs = stack.engine(Dcache::Keep);
     let union = fs.union();
     let dir = union.lookup(NodeId::ROOT, "d".as_ref()).unwrap().node;
-    let handle = union.opendir(dir).unwrap();
     let (mut seen, mut offset, mut deleted) = (std::collections::HashSet::new(), 0, std::collections::HashSet::new());
     loop {
         let mut batch = Vec::new();
         union
-            .readdir(handle, offset, &mut |entry| {
+            .readdir(dir, offset, &mut |entry| {
                 if batch.len() == 500 {
                     return false;
                 }
@@ -1190,7 +1189,6 @@ fn a_long_listing_stays_whole_while_names_are_deleted() {
             deleted.insert(name.clone());
         }
     }
-    union.releasedir(handle);
     union.forget(dir, 1);
     assert_eq!(seen.len(), COUNT + 3, "with `.`, `..` and `upper`");
     assert_eq!(deleted.len(), COUNT / 10);

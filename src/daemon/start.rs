@@ -150,8 +150,12 @@ fn open_connection(union: Union, device: OwnedFd, request: &MountRequest) -> Che
         passthrough: !request.no_passthrough,
         acl: !request.noacl,
     };
-    connect(Adapter::new(union, settings), device, audience, request.threads)
-        .map_err(|error| format!("the kernel's first message could not be answered: {error}"))
+    let adapter = Adapter::new(union, settings);
+    let notices = adapter.notices();
+    let connection = connect(adapter, device, audience, request.threads)
+        .map_err(|error| format!("the kernel's first message could not be answered: {error}"))?;
+    notices.connect(connection.notifier());
+    Ok(connection)
 }
 
 /// Lets the mount be seen, closes the world outside, and says so. Returns what must live as long as the daemon.

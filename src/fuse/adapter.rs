@@ -21,7 +21,8 @@ use fuser::{
 
 use crate::fuse::convert::{errno, file_attr, kind, received_device, set_time};
 use crate::fuse::ioctl::ioctl;
-use crate::fuse::offer;
+use crate::fuse::notify::{Notice, Notices};
+use crate::fuse::offer::{self, Agreed};
 use crate::fuse::opening::Opening;
 use crate::fuse::reply::{
     Answers, Settings, absent, guard, reply_empty, reply_written, reply_xattr, unknown, with_buffer,
@@ -43,15 +44,24 @@ pub struct Adapter {
     settings: Settings,
     opening: Arc<Opening>,
     workers: Arc<Workers>,
+    notices: Arc<Notices>,
+    agreed: Agreed,
 }
 
 impl Adapter {
     /// Serves this union.
     pub fn new(union: impl Into<Arc<Union>>, settings: Settings) -> Self {
         let union = union.into();
-        let opening = Arc::new(Opening::new(union.clone(), settings.coherent, settings.direct_io));
+        let (workers, notices) = (Arc::default(), Arc::<Notices>::default());
+        let opening = Opening::new(union.clone(), notices.clone(), settings.coherent, settings.direct_io);
+        let opening = Arc::new(opening);
         let answers = Answers::new(union.clone(), settings, opening.modes.clone());
-        Self { union, answers, settings, opening, workers: Arc::default() }
+        Self { union, answers, settings, opening, workers, notices, agreed: Agreed::default() }
+    }
+
+    /// Where the connection's notifier has to be put, once there is one.
+    pub fn notices(&self) -> Arc<Notices> {
+        self.notices.clone()
     }
 
     /// Does what a request asks, on another thread if it has to copy a large file up first.
@@ -79,7 +89,8 @@ fn caller(request: &Request, umask: u32) -> Caller {
 
 impl Filesystem for Adapter {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
-        if offer::accept(config, self.settings) {
+        self.agreed = offer::accept(config, self.settings);
+        if self.agreed.passthrough {
             self.opening.modes.offered();
         }
         Ok(())
@@ -105,6 +116,10 @@ impl Filesystem for Adapter {
 
     fn getattr(&self, _: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
         guard("getattr", || {
+            // The kernel keeps a listing for as long as the time of change it sees is the same.
+            if self.union.has_stale_listing(node(ino)) {
+                self.notices.tell(Notice::Changed(node(ino)));
+            }
             self.answers.reply_attr(node(ino), self.union.getattr(node(ino), fh.map(handle)), reply);
         });
     }
@@ -309,20 +324,20 @@ impl Filesystem for Adapter {
         guard("fsync", || reply_empty(self.union.fsync(handle(fh), datasync), reply));
     }
 
-    fn opendir(&self, _: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        guard("opendir", || match self.union.opendir_again(node(ino)) {
-            Ok(opened) => {
-                let keep = if opened.unchanged { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() };
-                reply.opened(FileHandle(opened.handle.0), FopenFlags::FOPEN_CACHE_DIR | keep);
-            }
-            Err(error) => reply.error(errno(error)),
-        });
+    // Listings are read by node and position alone, so a directory need not be opened: told so, the kernel never asks
+    // again, keeps listings, and takes them anew when the directory's time of change is another.
+    fn opendir(&self, _: &Request, _: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        if self.agreed.no_opendir {
+            reply.error(fuser::Errno::ENOSYS);
+        } else {
+            reply.opened(FileHandle(0), FopenFlags::FOPEN_CACHE_DIR);
+        }
     }
 
-    fn readdir(&self, _: &Request, _: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+    fn readdir(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
         guard("readdir", || {
             let mut listed = false;
-            let result = self.union.readdir(handle(fh), offset, &mut |entry| {
+            let result = self.union.readdir(node(ino), offset, &mut |entry| {
                 let name = OsStr::from_bytes(entry.name);
                 let full = reply.add(INodeNo(entry.ino.0), entry.next, kind(entry.kind), name);
                 listed |= !full;
@@ -336,10 +351,10 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn readdirplus(&self, _: &Request, _: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+    fn readdirplus(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
         guard("readdirplus", || {
             let mut listed = false;
-            let result = self.union.readdir_plus(handle(fh), offset, &mut |entry, known| {
+            let result = self.union.readdir_plus(node(ino), offset, &mut |entry, known| {
                 let name = OsStr::from_bytes(entry.name);
                 let (attr, ttl) = match known {
                     Some(known) => {
@@ -360,15 +375,12 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn releasedir(&self, _: &Request, _: INodeNo, fh: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
-        guard("releasedir", || {
-            self.union.releasedir(handle(fh));
-            reply.ok();
-        });
+    fn releasedir(&self, _: &Request, _: INodeNo, _: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
+        reply.ok();
     }
 
-    fn fsyncdir(&self, _: &Request, _: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
-        guard("fsyncdir", || reply_empty(self.union.fsyncdir(handle(fh), datasync), reply));
+    fn fsyncdir(&self, _: &Request, ino: INodeNo, _: FileHandle, datasync: bool, reply: ReplyEmpty) {
+        guard("fsyncdir", || reply_empty(self.union.fsyncdir(node(ino), datasync), reply));
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {

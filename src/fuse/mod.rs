@@ -5,6 +5,7 @@
 pub mod adapter;
 pub mod convert;
 mod ioctl;
+pub mod notify;
 mod offer;
 pub mod opening;
 pub mod passthrough;

@@ -20,13 +20,23 @@ const WANTED: InitFlags = InitFlags::FUSE_PARALLEL_DIROPS
     .union(InitFlags::FUSE_AUTO_INVAL_DATA)
     .union(InitFlags::FUSE_DONT_MASK)
     .union(InitFlags::FUSE_HAS_IOCTL_DIR)
+    .union(InitFlags::FUSE_NO_OPENDIR_SUPPORT)
     .union(InitFlags::FUSE_ASYNC_DIO)
     .union(InitFlags::FUSE_HANDLE_KILLPRIV_V2)
     .union(InitFlags::FUSE_DO_READDIRPLUS)
     .union(InitFlags::FUSE_READDIRPLUS_AUTO);
 
-/// Takes what is wanted of the kernel's offer; returns whether it will take files from the daemon.
-pub(super) fn accept(config: &mut KernelConfig, settings: Settings) -> bool {
+/// What was agreed on, as far as answers depend on it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Agreed {
+    /// The kernel takes files from the daemon.
+    pub passthrough: bool,
+    /// It will not ask for directories to be opened, if it is told so once.
+    pub no_opendir: bool,
+}
+
+/// Takes what is wanted of the kernel's offer.
+pub(super) fn accept(config: &mut KernelConfig, settings: Settings) -> Agreed {
     let mut wanted = WANTED;
     wanted.set(InitFlags::FUSE_POSIX_ACL, settings.acl);
     // Without it a shared map of a file opened for direct I/O is refused.
@@ -38,7 +48,8 @@ pub(super) fn accept(config: &mut KernelConfig, settings: Settings) -> bool {
     if let Err(nearest) = config.set_max_write(MAX_DATA) {
         log::warn!("writes of {MAX_DATA} bytes are refused; {nearest} would do");
     }
-    settings.passthrough
+    let passthrough = settings.passthrough
         && config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
-        && config.set_max_stack_depth(STACK_DEPTH).is_ok()
+        && config.set_max_stack_depth(STACK_DEPTH).is_ok();
+    Agreed { passthrough, no_opendir: wanted.contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT) }
 }

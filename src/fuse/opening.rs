@@ -8,32 +8,37 @@ use std::sync::Arc;
 use fuser::{BackingId, FileHandle, FopenFlags, Generation, ReplyCreate, ReplyOpen};
 
 use crate::fuse::convert::errno;
+use crate::fuse::notify::Notices;
 use crate::fuse::passthrough::{Choice, Identity, Mode, Modes};
+use crate::fuse::reply::with_buffer;
 use crate::union::Union;
 use crate::union::error::{Errno, Result};
 use crate::union::ops::open::Facts;
-use crate::union::types::{Attr, Caller, Entry, HandleId, NodeId};
+use crate::union::types::{Attr, Caller, Entry, HandleId, NodeId, Opened};
 
 /// The kernel's mark on the open(2) flags of an execve; no flag of open(2).
 const FMODE_EXEC: i32 = 0x20;
 /// Set-user-id, or set-group-id with group execute: the daemon has to see writes to such a file.
 const SET_ID: u32 = 0o6000;
+/// A file of up to so many bytes goes to the kernel with the first answer, which saves the request to read it.
+const SENT_ALONG: u64 = 64 << 10;
 
 /// Opens files for the adapter.
 pub struct Opening {
     union: Arc<Union>,
     /// Which nodes are open, and how.
     pub modes: Arc<Modes>,
+    notices: Arc<Notices>,
     direct_io: bool,
     report_close: bool,
 }
 
 impl Opening {
     /// `coherent`: old descriptors of lower files must see what is written later.
-    pub fn new(union: Arc<Union>, coherent: bool, direct_io: bool) -> Self {
+    pub fn new(union: Arc<Union>, notices: Arc<Notices>, coherent: bool, direct_io: bool) -> Self {
         let coherent = coherent || !union.lowers_are_read_only();
         let report_close = union.close_reports_errors();
-        Self { union, modes: Arc::new(Modes::new(coherent)), direct_io, report_close }
+        Self { union, modes: Arc::new(Modes::new(coherent)), notices, direct_io, report_close }
     }
 
     /// Opens `node` and answers.
@@ -148,12 +153,27 @@ impl Opening {
         }
         match self.union.open_here(node, flags, caller) {
             Ok(opened) => {
+                let sent = opened.unread && matches!(mode, Mode::Idle) && self.send_along(node, flags, facts, &opened);
                 mode.cache();
-                let keep = if opened.unchanged { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() };
+                let keep = if opened.unchanged || sent { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() };
                 reply.opened(FileHandle(opened.handle.0), self.noflush(flags) | keep | self.direct());
             }
             Err(error) => reply.error(errno(error)),
         }
+    }
+
+    /// Hands the kernel the data of a small file that is about to be read, and that nobody else has open.
+    fn send_along(&self, node: NodeId, flags: i32, facts: &Facts, opened: &Opened) -> bool {
+        let size = facts.stat.size;
+        if !only_reads(flags) || self.direct_io || size == 0 || size > SENT_ALONG {
+            return false;
+        }
+        with_buffer(SENT_ALONG as usize, |buffer| match self.union.read(opened.handle, 0, buffer) {
+            // Not if it is growing: the kernel would take what is there for the whole.
+            Ok(length) if length as u64 == size => self.notices.store(node, &buffer[..length]),
+            // If it cannot be read, the reader will hear it.
+            _ => false,
+        })
     }
 
     /// Answers the creation of a file, whose data are passed if the kernel takes it.

@@ -5,8 +5,11 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use fuser::{Config, Filesystem, Session, SessionACL};
+
+use crate::sys::sched::set_slice;
 
 /// Who may use the mount; the kernel must have been told the same by `allow_other`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +24,9 @@ pub enum Audience {
 
 /// The most threads that pay off, as measured; see ARCHITECTURE.md.
 const MOST_THREADS: usize = 4;
+
+/// A request is done in less than this; who asked waits while the daemon waits for somebody else's slice to end.
+const SLICE: Duration = Duration::from_micros(100);
 
 /// A connection whose handshake is done; requests wait in the kernel until `run`.
 pub struct Connection<F: Filesystem>(Session<F>);
@@ -51,11 +57,17 @@ pub fn connect<F: Filesystem>(
 }
 
 impl<F: Filesystem + Send + Sync + 'static> Connection<F> {
+    /// The way to tell the kernel something it has not asked for.
+    pub fn notifier(&self) -> fuser::Notifier {
+        self.0.notifier()
+    }
+
     /// Serves until the mount is gone, in threads of its own; `Filesystem::destroy` has been called then.
     ///
     /// # Errors
     /// As read(2) on /dev/fuse; as thread creation.
     pub fn run(self) -> io::Result<()> {
+        set_slice(SLICE);
         self.0.run()
     }
 }

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
+use crate::sys::sched::set_slice;
+
 const MOST: usize = 8;
 const IDLE: Duration = Duration::from_secs(5);
 
@@ -53,6 +55,8 @@ impl Workers {
     }
 
     fn serve(&self) {
+        // Long work, which must not hold up the short requests that the other threads answer.
+        set_slice(Duration::ZERO);
         let mut line = self.line.lock();
         loop {
             if let Some(job) = line.jobs.pop_front() {

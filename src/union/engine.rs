@@ -18,6 +18,7 @@ use crate::union::error::{Errno, Result, best_effort};
 use crate::union::handle::Handles;
 use crate::union::index::Index;
 use crate::union::ino::Numbers;
+use crate::union::listing::Readings;
 use crate::union::marks::Reader;
 use crate::union::marks::beside::WH;
 use crate::union::marks::mirror::Mirror;
@@ -29,7 +30,7 @@ use crate::union::options::{Format, Options};
 use crate::union::stack::{Branch, Stack, Upper};
 use crate::union::stage::{Abilities, Stage, make_dir};
 use crate::union::table::Table;
-use crate::union::types::{BranchId, NodeId};
+use crate::union::types::{BranchId, NodeId, Trust};
 
 /// One branch as the daemon hands it over: opened, and where privileged a private clone of its mount
 /// (read-only for a lower), so that nothing the engine does can reach around it.
@@ -58,9 +59,11 @@ pub struct Layout {
 /// A union of branches, ready to answer requests from any number of threads.
 pub struct Union {
     pub(crate) stack: Stack,
+    pub(crate) fds: Arc<DirFds>,
     pub(crate) numbers: Numbers,
     pub(crate) table: Table,
     pub(crate) handles: Handles,
+    pub(crate) readings: Readings,
     pub(crate) index: Option<Index>,
     /// Held by a rename from one directory to another, so that "ancestor first" is the same for all meanwhile.
     pub(crate) crossing: Mutex<()>,
@@ -97,10 +100,10 @@ impl Union {
             upper = Some(tools);
         }
         let stack = Stack { branches, upper, covered: layout.covered.into_iter().collect() };
-        Self::put_together(stack, workdir).map_err(|errno| format!("the union cannot be set up: {errno}"))
+        Self::put_together(stack, fds, workdir).map_err(|errno| format!("the union cannot be set up: {errno}"))
     }
 
-    fn put_together(stack: Stack, workdir: bool) -> Result<Self> {
+    fn put_together(stack: Stack, fds: Arc<DirFds>, workdir: bool) -> Result<Self> {
         let numbers = Numbers::default();
         for branch in &stack.branches {
             let (dev, ino) = branch.root.identity();
@@ -117,7 +120,8 @@ impl Union {
             Some(upper) => Some(Index::open(upper.stage.private(), &upper.writer.keys)?),
             None => None,
         };
-        Ok(Self { stack, numbers, table, handles: Handles::default(), index, crossing: Mutex::new(()), workdir })
+        let (handles, readings) = (Handles::default(), Readings::default());
+        Ok(Self { stack, fds, numbers, table, handles, readings, index, crossing: Mutex::new(()), workdir })
     }
 
     /// How many nodes are known: for statistics, and for tests that look for leaks.
@@ -198,7 +202,8 @@ fn writable(
     }
     let writer = Writer { format, keys, root: branch.root.clone(), mirror };
     let redirect = options.redirect && format == Format::Overlay && !user;
-    Ok((branch, Upper { stage, writer, volatile: options.volatile, redirect }))
+    let remote = branch.trust == Trust::Remote;
+    Ok((branch, Upper { stage, writer, volatile: options.volatile, remote, redirect }))
 }
 
 /// The format that an upper holds, or that was asked for; `None` leaves the choice to what its filesystem can do.

@@ -1,4 +1,4 @@
-//! Open files and directories.
+//! Open files. (Directories need no handle: `listing`.)
 //!
 //! A file handle remembers which of its node's real objects it has open; when the node has been copied up since
 //! (`Node::epoch`), the next use opens the copy in its stead, so that descriptors made before see what is written after.
@@ -8,22 +8,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use dashmap::DashMap;
-use parking_lot::{Mutex, RwLock};
+use parking_lot::RwLock;
 use rustix::fs::OFlags;
 
 use crate::union::branch::{At, Stat};
 use crate::union::error::{Errno, Result};
-use crate::union::merge::Listing;
 use crate::union::node::Node;
 use crate::union::types::HandleId;
-
-/// An open file or directory.
-pub enum Handle {
-    /// A regular file.
-    File(OpenFile),
-    /// A directory.
-    Dir(OpenDir),
-}
 
 /// An open regular file.
 pub struct OpenFile {
@@ -31,14 +22,6 @@ pub struct OpenFile {
     pub node: Arc<Node>,
     flags: OFlags,
     real: RwLock<Option<(u32, Arc<OwnedFd>)>>,
-}
-
-/// An open directory.
-pub struct OpenDir {
-    /// What was opened.
-    pub node: Arc<Node>,
-    /// The names, from the first read on; taken anew when reading starts over.
-    pub listing: Mutex<Option<Arc<Listing>>>,
 }
 
 /// The flags of open(2) that mean something for the real file. O_APPEND only where nothing else is allowed (`open_real`):
@@ -109,53 +92,31 @@ fn open_real(node: &Node, flags: OFlags) -> Result<(u32, Arc<OwnedFd>, Stat)> {
     Ok((epoch, Arc::new(fd), stat))
 }
 
-/// All open files and directories.
+/// All open files.
 #[derive(Default)]
 pub struct Handles {
-    open: DashMap<HandleId, Arc<Handle>>,
+    open: DashMap<HandleId, Arc<OpenFile>>,
     next: AtomicU64,
 }
 
 impl Handles {
-    /// Remembers `handle`.
-    pub fn add(&self, handle: Handle) -> HandleId {
+    /// Remembers `file`.
+    pub fn add(&self, file: OpenFile) -> HandleId {
         let id = HandleId(self.next.fetch_add(1, Ordering::Relaxed));
-        self.open.insert(id, Arc::new(handle));
+        self.open.insert(id, Arc::new(file));
         id
     }
 
-    /// The handle called `id`.
+    /// The file called `id`.
     ///
     /// # Errors
     /// `EBADF`.
-    pub fn get(&self, id: HandleId) -> Result<Arc<Handle>> {
-        self.open.get(&id).map(|handle| handle.value().clone()).ok_or(Errno::BADF)
+    pub fn get(&self, id: HandleId) -> Result<Arc<OpenFile>> {
+        self.open.get(&id).map(|file| file.value().clone()).ok_or(Errno::BADF)
     }
 
     /// Forgets `id`; returns the node it was for.
     pub fn remove(&self, id: HandleId) -> Option<Arc<Node>> {
-        let (_, handle) = self.open.remove(&id)?;
-        Some(match &*handle {
-            Handle::File(file) => file.node.clone(),
-            Handle::Dir(dir) => dir.node.clone(),
-        })
-    }
-}
-
-impl Handle {
-    /// The open file. Errors: `EISDIR`.
-    pub fn file(&self) -> Result<&OpenFile> {
-        match self {
-            Self::File(file) => Ok(file),
-            Self::Dir(_) => Err(Errno::ISDIR),
-        }
-    }
-
-    /// The open directory. Errors: `ENOTDIR`.
-    pub fn dir(&self) -> Result<&OpenDir> {
-        match self {
-            Self::Dir(dir) => Ok(dir),
-            Self::File(_) => Err(Errno::NOTDIR),
-        }
+        self.open.remove(&id).map(|(_, file)| file.node.clone())
     }
 }

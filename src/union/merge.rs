@@ -4,7 +4,6 @@
 //! 1. a name in several layers is listed once, with the topmost one's type and number: `Seen`, kept only if there is
 //!    more than one layer;
 //! 2. a mark hides a name in the layers below its own, never in its own: marks count when their layer is done;
-//! 3. a listing must not change while a program reads it by position (telldir): it is a value, taken at opendir.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -13,52 +12,12 @@ use rustix::fs::FileType;
 
 use crate::union::branch::RealDir;
 use crate::union::error::Result;
+use crate::union::listing::Listing;
 use crate::union::marks::Listed;
 use crate::union::marks::beside::{HIDDEN, WH};
 use crate::union::name::Name;
 use crate::union::stack::Stack;
 use crate::union::types::Ino;
-
-/// The names of a directory, in the order in which they are shown.
-#[derive(Debug, Default)]
-pub struct Listing {
-    names: Vec<u8>,
-    entries: Vec<Entry>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Entry {
-    start: usize,
-    length: u16,
-    kind: FileType,
-    ino: Ino,
-}
-
-impl Listing {
-    /// Adds a name at the end.
-    pub fn push(&mut self, name: &[u8], kind: FileType, ino: Ino) {
-        let start = self.names.len();
-        self.names.extend_from_slice(name);
-        self.entries.push(Entry { start, length: name.len() as u16, kind, ino });
-    }
-
-    /// The entry at `position`, counted from 0.
-    pub fn get(&self, position: usize) -> Option<(&[u8], FileType, Ino)> {
-        let entry = self.entries.get(position)?;
-        let name = self.names.get(entry.start..entry.start + usize::from(entry.length))?;
-        Some((name, entry.kind, entry.ino))
-    }
-
-    /// How many names there are.
-    pub fn len(&self) -> usize {
-        self.entries.len()
-    }
-
-    /// Whether there is no name.
-    pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
-    }
-}
 
 /// Names that the layers above have decided.
 #[derive(Default)]

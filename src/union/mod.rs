@@ -7,6 +7,7 @@ pub mod fault;
 pub mod handle;
 pub mod index;
 pub mod ino;
+pub mod listing;
 pub mod marks;
 pub mod merge;
 pub mod name;

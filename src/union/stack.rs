@@ -90,6 +90,8 @@ pub struct Upper {
     pub writer: Writer,
     /// Nothing is synced.
     pub volatile: bool,
+    /// It is another machine's.
+    pub remote: bool,
     /// A lower directory may be renamed: its new place remembers the old one by a mark.
     pub redirect: bool,
 }
@@ -97,7 +99,7 @@ pub struct Upper {
 impl Upper {
     /// Where copies are made.
     pub fn workshop(&self) -> Workshop<'_> {
-        Workshop { stage: &self.stage, keys: &self.writer.keys, volatile: self.volatile }
+        Workshop { stage: &self.stage, keys: &self.writer.keys, volatile: self.volatile, remote: self.remote }
     }
 }
 

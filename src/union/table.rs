@@ -16,7 +16,7 @@ use crate::union::types::NodeId;
 
 /// Aliases have the highest bit, which no number has that is passed through (`ino`).
 const ALIAS: u64 = 1 << 63;
-/// After how many forgets the table is swept of nodes that were in use when they were forgotten.
+/// After how many forgets the table is swept.
 const SWEEP: u64 = 4096;
 
 /// The nodes.
@@ -108,18 +108,19 @@ impl Table {
         self.nodes.get(&id).map(|node| node.value().clone())
     }
 
-    /// The kernel has forgotten `count` look-ups of `id`.
-    pub fn forget(&self, id: NodeId, count: u64) {
-        let Some(node) = self.known(id) else { return };
+    /// The kernel has forgotten `count` look-ups of `id`. Returns, once in a while, that it is time for `sweep`.
+    pub fn forget(&self, id: NodeId, count: u64) -> bool {
+        let Some(node) = self.known(id) else { return false };
         node.forgotten(count);
         self.release(node);
-        if self.forgets.fetch_add(1, Ordering::Relaxed) % SWEEP == SWEEP - 1 {
-            self.nodes.retain(|&id, node| id == NodeId::ROOT || !unused(node));
-            self.aliases.retain(|_, id| self.nodes.contains_key(id));
-            // A walk over a large tree must not leave its memory behind in every tenant's daemon.
-            self.nodes.shrink_to_fit();
-            crate::sys::process::give_memory_back();
-        }
+        self.forgets.fetch_add(1, Ordering::Relaxed) % SWEEP == SWEEP - 1
+    }
+
+    /// Lets go of nodes that were in use when they were forgotten, and of the room that so many needed.
+    pub fn sweep(&self) {
+        self.nodes.retain(|&id, node| id == NodeId::ROOT || !unused(node));
+        self.aliases.retain(|_, id| self.nodes.contains_key(id));
+        self.nodes.shrink_to_fit();
     }
 
     /// Gives a reference back; the node goes if it was the last, and its parents after it.

@@ -99,6 +99,8 @@ pub struct Opened {
     pub handle: HandleId,
     /// The file is what it was when it was last opened: pages read then are still good.
     pub unchanged: bool,
+    /// The kernel has no good page of it.
+    pub unread: bool,
 }
 
 impl Attr {

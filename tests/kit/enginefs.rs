@@ -499,11 +499,10 @@ impl Fs for EngineFs {
             return Err(Errno::NOTDIR);
         }
         let union = self.union();
-        let handle = union.opendir(walk.node)?;
         let (mut all, mut dots, mut offset) = (Vec::new(), 0, 0);
         let done = loop {
             let mut got = 0;
-            let done = union.readdir(handle, offset, &mut |entry| {
+            let done = union.readdir(walk.node, offset, &mut |entry| {
                 if got == ROOM {
                     return false;
                 }
@@ -519,7 +518,6 @@ impl Fs for EngineFs {
                 break done;
             }
         };
-        union.releasedir(handle);
         done?;
         assert_eq!(dots, 2, "`.` and `..` in {}", super::show(path));
         Ok(all)

@@ -48,6 +48,13 @@ impl DirFds {
             queue.retain(|dir| dir.strong_count() > 0);
         }
     }
+
+    /// Lets go of directories that were forgotten: each entry keeps its directory's memory.
+    pub fn sweep(&self) {
+        let mut queue = self.queue.lock();
+        queue.retain(|dir| dir.strong_count() > 0);
+        queue.shrink_to_fit();
+    }
 }
 
 impl Default for DirFds {

@@ -1,4 +1,4 @@
-//! The bytes of a copy-up: reflink, else a copy inside the kernel, else read and write; holes stay holes.
+//! The bytes of a copy-up: reflink, else a copy by the filesystem or its server, else read and write; holes stay holes.
 //!
 //! Not here: attributes (`meta`), which object goes where (`mod`).
 
@@ -11,14 +11,15 @@ use crate::union::fault::step;
 
 /// Bytes per call of copy_file_range(2): large enough to cost nothing, small enough to be interrupted by a full disk.
 const RANGE: u64 = 16 << 20;
-/// Bytes per read and write where the kernel cannot copy by itself.
-const BUFFER: usize = 1 << 20;
+/// Bytes per read and write: few enough to stay in a processor's cache.
+const BUFFER: usize = 256 << 10;
 
-/// Copies the first `size` bytes of `from` into the empty file `to`, `whole` if that is all there is.
+/// Copies the first `size` bytes of `from` into the empty file `to`, `whole` if that is all there is; `remote` if a server
+/// might do it.
 ///
 /// # Errors
 /// `ENOSPC`, `EDQUOT`, `EIO`; those of the calls named above.
-pub fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>, size: u64, whole: bool) -> Result<()> {
+pub fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>, size: u64, (whole, remote): (bool, bool)) -> Result<()> {
     if size == 0 {
         return Ok(());
     }
@@ -31,12 +32,18 @@ pub fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>, size: u64, whole: bool) ->
             Err(_) => {}
         }
     }
-    step("set size")?;
-    rustix::fs::ftruncate(to, size)?;
+    // A local filesystem that cannot share whole files has nothing better than splicing, which is slower than reading
+    // and writing. A part of a file may still be shared.
+    let copy_extent = if whole && !remote { read_and_write } else { copy_range };
     let mut at = 0;
     while let Some((start, end)) = next_extent(from, at, size)? {
-        copy_range(from, to, start, end)?;
+        copy_extent(from, to, start, end)?;
         at = end;
+    }
+    if rustix::fs::fstat(to)?.st_size as u64 != size {
+        // It ends with a hole, or has become shorter under us: what is gone reads as zeros.
+        step("set size")?;
+        rustix::fs::ftruncate(to, size)?;
     }
     Ok(())
 }
@@ -89,7 +96,7 @@ fn read_and_write(from: BorrowedFd<'_>, to: BorrowedFd<'_>, start: u64, end: u64
         let wanted = buffer.len().min(usize::try_from(end - at).unwrap_or(BUFFER));
         let read = rustix::io::retry_on_intr(|| rustix::io::pread(from, &mut buffer[..wanted], at))?;
         if read == 0 {
-            // The file has become shorter under us; what is gone reads as zeros, as in a truncated file grown again.
+            // The file has become shorter under us.
             return Ok(());
         }
         let mut done = 0;
@@ -115,7 +122,7 @@ mod tests {
         from.write_all(b"end").unwrap();
         let mut to = tempfile::tempfile().unwrap();
         let size = from.metadata().unwrap().len();
-        super::copy(from.as_fd(), to.as_fd(), size, true).unwrap();
+        super::copy(from.as_fd(), to.as_fd(), size, (true, false)).unwrap();
         assert_eq!(to.metadata().unwrap().len(), size);
         let blocks = std::os::unix::fs::MetadataExt::blocks(&to.metadata().unwrap());
         assert!(blocks < 2048, "{blocks} blocks");
@@ -130,7 +137,7 @@ mod tests {
         let mut from = tempfile::tempfile().unwrap();
         from.write_all(b"0123456789").unwrap();
         let mut to = tempfile::tempfile().unwrap();
-        super::copy(from.as_fd(), to.as_fd(), 4, false).unwrap();
+        super::copy(from.as_fd(), to.as_fd(), 4, (false, false)).unwrap();
         let mut text = String::new();
         to.rewind().unwrap();
         to.read_to_string(&mut text).unwrap();

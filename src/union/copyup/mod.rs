@@ -48,6 +48,8 @@ pub struct Workshop<'a> {
     pub keys: &'a Keys,
     /// Do not sync before publishing.
     pub volatile: bool,
+    /// The upper is another machine's.
+    pub remote: bool,
 }
 
 /// A finished copy that nobody sees yet.
@@ -80,7 +82,7 @@ impl<'a> Workshop<'a> {
         let bytes = source.bytes.min(source.stat.size);
         if bytes > 0 {
             let from = source.at.open(OFlags::RDONLY | OFlags::NONBLOCK)?;
-            data::copy(from.as_fd(), fd.as_fd(), bytes, bytes == source.stat.size)?;
+            data::copy(from.as_fd(), fd.as_fd(), bytes, (bytes == source.stat.size, self.remote))?;
         }
         let fd = Arc::new(fd);
         self.finish(source, &At::Fd(fd.clone()))?;

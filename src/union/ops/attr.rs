@@ -81,8 +81,7 @@ impl Union {
     }
 
     fn cut(&self, node: &Arc<Node>, handle: Option<HandleId>, size: u64) -> Result<()> {
-        let handle = handle.and_then(|handle| self.handles.get(handle).ok());
-        let open = handle.as_ref().and_then(|handle| handle.file().ok()).filter(|file| file.may_write());
+        let open = handle.and_then(|handle| self.handles.get(handle).ok()).filter(|file| file.may_write());
         let fd = match open {
             Some(file) => file.fd()?,
             None => Arc::new(node.with(|at| at.open(OFlags::WRONLY | OFlags::NONBLOCK))?),

@@ -1,47 +1,21 @@
-//! Open directories: the listing is taken when reading starts, and stays as it is until it starts over.
+//! Listing directories, a part at a time.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use parking_lot::Mutex;
 use rustix::fs::FileType;
 
+use crate::union::branch::RealDir;
 use crate::union::engine::Union;
 use crate::union::error::{Errno, Result};
-use crate::union::handle::{Handle, OpenDir};
-use crate::union::merge::{Listing, merge};
+use crate::union::listing::Listing;
+use crate::union::merge::merge;
 use crate::union::name::Name;
 use crate::union::node::Node;
 use crate::union::ops::open::{FIRST_STAMP, mix};
-use crate::union::types::{DirEntry, Entry, HandleId, NodeId, Opened};
+use crate::union::types::{DirEntry, Entry, NodeId};
 
 impl Union {
-    /// Opens a directory for listing.
-    ///
-    /// # Errors
-    /// `ENOTDIR`, `ENOENT` for one that was removed.
-    pub fn opendir(&self, node: NodeId) -> Result<HandleId> {
-        let node = self.table.get(node)?;
-        node.layers()?;
-        Ok(self.handles.add(Handle::Dir(OpenDir { node, listing: Mutex::new(None) })))
-    }
-
-    /// As `opendir`, and whether the directory is what it was at the last such call: a listing kept from then is good.
-    ///
-    /// # Errors
-    /// As `opendir`; those of statx(2).
-    pub fn opendir_again(&self, node: NodeId) -> Result<Opened> {
-        let handle = self.opendir(node)?;
-        let node = self.table.get(node)?;
-        let mut stamp = FIRST_STAMP;
-        for dir in node.layers()?.iter().filter(|dir| dir.is_real()) {
-            let stat = dir.itself()?.stat()?;
-            stamp = mix(stamp, &[stat.ino, stat.mtime.sec.cast_unsigned(), stat.mtime.nsec.into()]);
-        }
-        let unchanged = node.pages.swap(stamp, Ordering::AcqRel) == stamp;
-        Ok(Opened { handle, unchanged })
-    }
-
     /// As `readdir`, with what `lookup` would tell of each name but `.` and `..`, each counted as by `lookup` if it is
     /// taken.
     ///
@@ -49,18 +23,17 @@ impl Union {
     /// As `readdir`.
     pub fn readdir_plus(
         &self,
-        handle: HandleId,
+        node: NodeId,
         offset: u64,
         each: &mut dyn FnMut(DirEntry<'_>, Option<&Entry>) -> bool,
     ) -> Result<()> {
-        let open = self.handles.get(handle)?;
-        let node = open.dir()?.node.clone();
+        let parent = self.table.get(node)?;
         let mut failed = None;
-        self.readdir(handle, offset, &mut |entry| {
+        self.readdir(node, offset, &mut |entry| {
             if matches!(entry.name, b"." | b"..") {
                 return each(entry, None);
             }
-            match self.look_entry(&node, entry.name) {
+            match self.look_entry(&parent, entry.name) {
                 Ok(known) => {
                     let taken = each(entry, Some(&known));
                     if !taken {
@@ -88,30 +61,29 @@ impl Union {
     /// Lists from `offset` (0, or some entry's `next`) until `each` answers false ("no room").
     ///
     /// # Errors
-    /// Those of reading the branches.
-    pub fn readdir(&self, handle: HandleId, offset: u64, each: &mut dyn FnMut(DirEntry<'_>) -> bool) -> Result<()> {
-        let handle = self.handles.get(handle)?;
-        let open = handle.dir()?;
-        let listing = {
-            let mut slot = open.listing.lock();
-            match &*slot {
-                Some(listing) if offset > 0 => listing.clone(),
-                _ => slot.insert(Arc::new(self.listing(&open.node)?)).clone(),
-            }
+    /// `ENOTDIR`, `ENOENT` for a directory that was removed; those of reading the branches.
+    pub fn readdir(&self, node: NodeId, offset: u64, each: &mut dyn FnMut(DirEntry<'_>) -> bool) -> Result<()> {
+        let node = self.table.get(node)?;
+        let begun = if offset > 0 { self.readings.begun(node.id) } else { None };
+        let listing = match begun {
+            Some(listing) => listing,
+            None => self.readings.begin(self.listing(&node)?),
         };
-        let start = usize::try_from(offset).unwrap_or(usize::MAX);
-        for position in start.. {
-            let Some((name, kind, ino)) = listing.get(position) else { break };
-            if !each(DirEntry { ino, kind, name, next: position as u64 + 1 }) {
-                break;
-            }
+        let mut rest = listing.after(offset).peekable();
+        if rest.peek().is_none() {
+            self.readings.drop(node.id);
+            return Ok(());
         }
+        rest.all(each);
+        drop(rest);
+        self.readings.keep(node.id, listing);
         Ok(())
     }
 
     fn listing(&self, node: &Arc<Node>) -> Result<Listing> {
         let _shared = node.children.read();
         let layers = node.layers()?;
+        node.pages.store(self.listing_stamp(&layers)?, Ordering::Release);
         let mut number = |dir: &Arc<_>, name: &[u8], ino| self.numbers.listed(&self.stack, dir, name, ino);
         let mut listing = merge(&self.stack, &layers, &mut number)?;
         listing.push(b".", FileType::Directory, node.ino);
@@ -119,18 +91,35 @@ impl Union {
         Ok(listing)
     }
 
-    /// Closes a directory.
-    pub fn releasedir(&self, handle: HandleId) {
-        self.release(handle);
+    /// Whether a directory was changed after it was listed where its attributes do not show it: in a branch below its
+    /// topmost one. Told once for each listing; an error of a branch shows up when the directory is listed.
+    pub fn has_stale_listing(&self, node: NodeId) -> bool {
+        let Ok(node) = self.table.get(node) else { return false };
+        let listed = node.pages.load(Ordering::Acquire);
+        if !node.is_dir() || listed == 0 {
+            return false;
+        }
+        let now = node.layers().and_then(|layers| self.listing_stamp(&layers));
+        let stale = now.is_ok_and(|now| now != listed);
+        stale && node.pages.compare_exchange(listed, 0, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    /// One number for the state of all layers but the first, whose time of change the kernel sees itself; never 0.
+    fn listing_stamp(&self, layers: &[Arc<RealDir>]) -> Result<u64> {
+        let mut stamp = FIRST_STAMP;
+        for dir in layers.iter().skip(1).filter(|dir| dir.is_real()) {
+            let stat = dir.itself()?.stat()?;
+            stamp = mix(stamp, &[stat.ino, stat.mtime.sec.cast_unsigned(), stat.mtime.nsec.into()]);
+        }
+        Ok(stamp.max(1))
     }
 
     /// As fsync(2) on a directory: what was created and removed in it is on disk.
     ///
     /// # Errors
     /// Those of fsync(2).
-    pub fn fsyncdir(&self, handle: HandleId, datasync: bool) -> Result<()> {
-        let handle = self.handles.get(handle)?;
-        let node = &handle.dir()?.node;
+    pub fn fsyncdir(&self, node: NodeId, datasync: bool) -> Result<()> {
+        let node = self.table.get(node)?;
         let Some(dir) = node.upper_dir(&self.stack) else { return Ok(()) };
         if self.stack.upper()?.volatile {
             return Ok(());

@@ -16,7 +16,7 @@ const SEEK_HOLE: c_int = 4;
 
 impl Union {
     fn file_fd(&self, handle: HandleId) -> Result<Arc<OwnedFd>> {
-        self.handles.get(handle)?.file()?.fd()
+        self.handles.get(handle)?.fd()
     }
 
     /// Reads at `offset` until the buffer is full or the file ends; returns the number of bytes.
@@ -88,7 +88,7 @@ impl Union {
             return Ok(());
         }
         let handle = self.handles.get(handle)?;
-        self.drop_set_id(&handle.file()?.node, caller)
+        self.drop_set_id(&handle.node, caller)
     }
 
     /// As fallocate(2), in all its modes.

@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 
+use crate::sys::process::give_memory_back;
 use crate::union::engine::Union;
 use crate::union::error::{Errno, Result};
 use crate::union::ops::name_of;
@@ -42,7 +43,12 @@ impl Union {
 
     /// Gives `count` references back.
     pub fn forget(&self, node: NodeId, count: u64) {
-        self.table.forget(node, count);
+        if self.table.forget(node, count) {
+            // A walk over a large tree must not leave its memory behind in every tenant's daemon.
+            self.table.sweep();
+            self.fds.sweep();
+            give_memory_back();
+        }
     }
 
     /// What stat(2) shows. `handle`, if the caller has one, changes nothing: a node keeps what is open.

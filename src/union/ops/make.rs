@@ -16,7 +16,7 @@ use crate::sys::creds::{Assumed, privileged};
 use crate::union::branch::{At, RealDir, change};
 use crate::union::engine::Union;
 use crate::union::error::{During, Errno, Result, best_effort};
-use crate::union::handle::{Handle, OpenFile};
+use crate::union::handle::OpenFile;
 use crate::union::marks::overlay;
 use crate::union::name::Name;
 use crate::union::node::{Link, Node, Seen};
@@ -80,7 +80,7 @@ impl Union {
         match (made, fd) {
             (Ok(entry), Some(fd)) => {
                 let node = self.table.get(entry.node)?;
-                Ok((entry, self.handles.add(Handle::File(OpenFile::created(node, access, fd)))))
+                Ok((entry, self.handles.add(OpenFile::created(node, access, fd))))
             }
             (Err(Errno::EXIST), _) if !oflags.contains(OFlags::EXCL) => {
                 let entry = self.lookup(parent, name)?;

@@ -65,7 +65,7 @@ impl Union {
         let was = at.stat()?;
         let (source, target) = (from.open(OFlags::RDONLY | OFlags::NONBLOCK)?, at.open(OFlags::WRONLY)?);
         let size = was.size.min(from.stat()?.size);
-        data::copy(source.as_fd(), target.as_fd(), size, size == was.size)?;
+        data::copy(source.as_fd(), target.as_fd(), size, (size == was.size, self.stack.upper()?.remote))?;
         step("set size")?;
         rustix::fs::ftruncate(&target, was.size)?;
         meta::copy_times(&was, at)?;

@@ -133,8 +133,14 @@ impl Union {
             gid: stat.gid,
             rdev: overlay::shown_number(stat),
             blksize: stat.blksize,
-            settled: self.stack.is_upper(node.body.read().branch),
+            settled: self.is_settled(node),
         })
+    }
+
+    /// Whether only requests change what `node` shows. A directory with lower parts shows their changes too.
+    fn is_settled(&self, node: &Node) -> bool {
+        let body = node.body.read();
+        self.stack.is_upper(body.branch) && body.layers.len() <= 1
     }
 
     /// How many names the union has for `node`.

@@ -13,7 +13,7 @@ use rustix::fs::OFlags;
 use crate::union::branch::{At, Stat};
 use crate::union::engine::Union;
 use crate::union::error::{Errno, Result};
-use crate::union::handle::{Handle, OpenFile};
+use crate::union::handle::OpenFile;
 use crate::union::node::{Body, Substance};
 use crate::union::types::{Caller, HandleId, NodeId, Opened};
 
@@ -87,8 +87,8 @@ impl Union {
             stat = At::stat_fd(&*file.fd()?)?;
         }
         let stamp = stamp(&stat);
-        let unchanged = node.pages.swap(stamp, Ordering::AcqRel) == stamp;
-        Ok(Opened { handle: self.handles.add(Handle::File(file)), unchanged })
+        let before = node.pages.swap(stamp, Ordering::AcqRel);
+        Ok(Opened { handle: self.handles.add(file), unchanged: before == stamp, unread: before == 0 })
     }
 
     /// Opens a file whose data go past the daemon; returns a handle and, if `wanted`, an `O_PATH` descriptor of the real
@@ -119,7 +119,7 @@ impl Union {
         }
         // What the kernel has cached of the file until now will not be what is in it.
         node.pages.store(0, Ordering::Release);
-        Ok((self.handles.add(Handle::File(OpenFile::later(node, flags))), fd))
+        Ok((self.handles.add(OpenFile::later(node, flags)), fd))
     }
 
     /// Whether a lower file's data should go past the daemon, for one page cache shared by all unions.
@@ -178,10 +178,9 @@ impl Union {
     /// The real file that `handle` has open, and which one it is.
     ///
     /// # Errors
-    /// `EBADF`, `EISDIR`; those of opening it again.
+    /// `EBADF`; those of opening it again.
     pub fn real_file(&self, handle: HandleId) -> Result<(Arc<OwnedFd>, (u64, u64))> {
-        let handle = self.handles.get(handle)?;
-        let file = handle.file()?;
+        let file = self.handles.get(handle)?;
         let fd = file.fd()?;
         let identity = file.node.body.read().identity;
         Ok((fd, identity))

@@ -1,0 +1,187 @@
+//! Listings: the names of a directory at one moment, kept between the requests of one reading.
+//!
+//! A position (telldir) is a number made of the name, with a key drawn when the union starts, and a listing is ordered by
+//! it. So whoever goes on from a position meets every name that stays there exactly once, in a listing taken anew too:
+//! nobody has to be known as a reader, nothing has to be opened or closed, and what is kept here may be dropped any time.
+//! Positions fit into 31 bits, as programs of 32 bits want them.
+//!
+//! Not here: what is listed (`merge`).
+
+use std::collections::VecDeque;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use rustix::fs::FileType;
+
+use crate::union::types::{DirEntry, Ino, NodeId};
+
+/// `.` and `..` come first; then there is room for names, whose numbers go up to 2^31 less room to make them unequal.
+const FIRST: u32 = 16;
+const NUMBERS: u64 = (1 << 31) - (1 << 24);
+
+/// How many listings are kept while they are read.
+const KEPT: usize = 8;
+
+/// The names of a directory.
+#[derive(Debug, Default)]
+pub struct Listing {
+    names: Vec<u8>,
+    entries: Vec<Entry>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    start: usize,
+    ino: Ino,
+    position: u32,
+    length: u16,
+    kind: FileType,
+}
+
+impl Listing {
+    /// Adds a name.
+    pub fn push(&mut self, name: &[u8], kind: FileType, ino: Ino) {
+        let start = self.names.len();
+        self.names.extend_from_slice(name);
+        self.entries.push(Entry { start, ino, position: 0, length: name.len() as u16, kind });
+    }
+
+    /// How many names there are.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether there is no name.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Gives each name its position and brings them into that order.
+    fn arrange(&mut self, key: &RandomState) {
+        let Self { names, entries } = self;
+        let name = |entry: &Entry| &names[entry.start..entry.start + usize::from(entry.length)];
+        for entry in entries.iter_mut() {
+            entry.position = match name(entry) {
+                b"." => 1,
+                b".." => 2,
+                name => FIRST + (key.hash_one(name) % NUMBERS) as u32,
+            };
+        }
+        entries.sort_unstable_by(|a, b| a.position.cmp(&b.position).then_with(|| name(a).cmp(name(b))));
+        let mut last = 0;
+        for entry in entries {
+            last = entry.position.max(last + 1);
+            entry.position = last;
+        }
+    }
+
+    /// The names after `position` (0: all).
+    pub fn after(&self, position: u64) -> impl Iterator<Item = DirEntry<'_>> {
+        let start = self.entries.partition_point(|entry| u64::from(entry.position) <= position);
+        self.entries[start..].iter().map(|entry| DirEntry {
+            ino: entry.ino,
+            kind: entry.kind,
+            name: &self.names[entry.start..entry.start + usize::from(entry.length)],
+            next: entry.position.into(),
+        })
+    }
+}
+
+/// The listings that are being read.
+#[derive(Debug, Default)]
+pub struct Readings {
+    key: RandomState,
+    kept: Mutex<VecDeque<(NodeId, Arc<Listing>)>>,
+}
+
+impl Readings {
+    /// Puts a listing that was just taken into order.
+    pub fn begin(&self, mut listing: Listing) -> Arc<Listing> {
+        listing.arrange(&self.key);
+        Arc::new(listing)
+    }
+
+    /// The listing of `node` that somebody has begun to read, if it is still here.
+    pub fn begun(&self, node: NodeId) -> Option<Arc<Listing>> {
+        let kept = self.kept.lock();
+        kept.iter().find(|(of, _)| *of == node).map(|(_, listing)| listing.clone())
+    }
+
+    /// Somebody has read in the listing of `node`, and will go on.
+    pub fn keep(&self, node: NodeId, listing: Arc<Listing>) {
+        let mut kept = self.kept.lock();
+        kept.retain(|(of, _)| *of != node);
+        kept.truncate(KEPT - 1);
+        kept.push_front((node, listing));
+    }
+
+    /// Nobody reads the listing of `node` any more.
+    pub fn drop(&self, node: NodeId) {
+        let mut kept = self.kept.lock();
+        kept.retain(|(of, _)| *of != node);
+        if kept.is_empty() {
+            kept.shrink_to_fit();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn listing(names: &[&str]) -> Listing {
+        let mut listing = Listing::default();
+        for name in names {
+            listing.push(name.as_bytes(), FileType::RegularFile, Ino(1));
+        }
+        listing
+    }
+
+    #[test]
+    fn a_position_means_the_same_in_a_listing_taken_anew() {
+        let readings = Readings::default();
+        let names: Vec<String> = (0..1000).map(|n| format!("name-{n}")).collect();
+        let all: Vec<&str> = names.iter().map(String::as_str).collect();
+        let before = readings.begin(listing(&all));
+        let read: Vec<Vec<u8>> = before.after(0).take(500).map(|one| one.name.to_vec()).collect();
+        let position = before.after(0).nth(499).unwrap().next;
+        // Half of what was read goes, and something new comes.
+        let left: Vec<&str> = all
+            .iter()
+            .copied()
+            .filter(|name| !read[..250].contains(&name.as_bytes().to_vec()))
+            .chain(["new"])
+            .collect();
+        let after = readings.begin(listing(&left));
+        let mut rest: Vec<Vec<u8>> = after.after(position).map(|one| one.name.to_vec()).collect();
+        rest.retain(|name| name != b"new");
+        assert!(rest.iter().all(|name| !read.contains(name)), "nothing twice");
+        assert_eq!(read.len() + rest.len(), 1000, "nothing left out");
+    }
+
+    #[test]
+    fn positions_differ_fit_into_31_bits_and_begin_with_the_dots() {
+        let readings = Readings::default();
+        let names: Vec<String> = (0..200_000).map(|n| n.to_string()).collect();
+        let mut all: Vec<&str> = names.iter().map(String::as_str).collect();
+        all.extend(["..", "."]);
+        let listing = readings.begin(listing(&all));
+        let positions: Vec<u64> = listing.after(0).map(|one| one.next).collect();
+        assert!(positions.windows(2).all(|pair| pair[0] < pair[1]));
+        assert!(positions.last().is_some_and(|last| *last < 1 << 31));
+        assert_eq!(listing.after(0).map(|one| one.name.to_vec()).take(2).collect::<Vec<_>>(), [&b"."[..], b".."]);
+    }
+
+    #[test]
+    fn few_listings_are_kept() {
+        let readings = Readings::default();
+        for node in 0..100 {
+            readings.keep(NodeId(node), readings.begin(listing(&["a"])));
+        }
+        assert_eq!(readings.kept.lock().len(), KEPT);
+        assert!(readings.begun(NodeId(99)).is_some() && readings.begun(NodeId(0)).is_none());
+        readings.drop(NodeId(99));
+        assert!(readings.begun(NodeId(99)).is_none());
+    }
+}
