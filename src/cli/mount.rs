@@ -33,6 +33,7 @@ pub(super) fn command(words: Words) -> Result<Command, UsageError> {
     let default = words.helper;
     typed.request.flags.dev = typed.dev.unwrap_or(default);
     typed.request.flags.suid = typed.suid.unwrap_or(default);
+    typed.request.namespace = words.namespace.map(|path| OsString::from_vec(path).into());
     if typed.remount {
         return remount(typed.request, words.positionals).map(Command::Remount);
     }
@@ -62,6 +63,7 @@ fn remount(typed: MountRequest, mut positionals: Vec<Vec<u8>>) -> Result<Remount
         flags: typed.flags,
         allow_other: typed.allow_other,
         subtype: typed.subtype,
+        namespace: typed.namespace,
     })
 }
 
@@ -150,9 +152,10 @@ fn conclude(typed: Typed) -> MountRequest {
         request.workdir = None;
     }
     // A container's programs count on set-uid without its engine's saying so; its engine reads the upper itself and
-    // knows no redirects.
+    // knows neither redirects nor files without data.
     request.flags.suid |= typed.suid.is_none() && request.container;
     request.engine.redirect = typed.redirect.unwrap_or(!request.container);
+    request.engine.metacopy = request.engine.redirect && typed.metacopy.unwrap_or(!request.container);
     if typed.squash_to_root {
         request.owners.users.squash.get_or_insert(0);
         request.owners.groups.squash.get_or_insert(0);
@@ -219,7 +222,7 @@ mod tests {
         let mut request = plain(branches);
         request.container = true;
         request.flags.suid = true;
-        request.engine.redirect = false;
+        (request.engine.redirect, request.engine.metacopy) = (false, false);
         request
     }
 
@@ -238,7 +241,7 @@ mod tests {
         };
         let podman = container(&[rw("U"), wh("/l/A"), wh("/l/B")]);
         let podman = MountRequest { workdir: Some("W".into()), ..podman };
-        let volatile = || Options { volatile: true, redirect: false, ..Options::default() };
+        let volatile = || Options { volatile: true, redirect: false, metacopy: false, ..Options::default() };
         let rows: [(&[&str], MountRequest); 17] = [
             // uWSGI, RO branch first and last
             (&["-ocow,chroot=/ns,default_permissions,allow_other", "/precise=RO:/cow/1000=RW", "/m"], recipe()),
@@ -347,10 +350,12 @@ mod tests {
     #[test]
     fn each_option_with_an_effect() {
         type Change = fn(&mut MountRequest);
-        let rows: [(&str, Change); 43] = [
+        let rows: [(&str, Change); 47] = [
             ("allow_other", |r| r.allow_other = true),
             ("allow_root", |r| r.allow_root = true),
             ("auto_unmount", |r| r.auto_unmount = true),
+            ("lock_wait=2.5", |r| r.lock_wait = Some(Duration::from_millis(2500))),
+            ("watchdog=10", |r| r.watchdog = Some(Duration::from_secs(10))),
             ("relaxed_permissions", |r| (r.default_permissions, r.noacl) = (false, true)),
             ("noacl", |r| r.noacl = true),
             ("ro", |r| r.flags.read_only = true),
@@ -363,6 +368,7 @@ mod tests {
             ("sync,dirsync", |r| (r.flags.sync, r.flags.dirsync) = (true, true)),
             ("direct_io", |r| r.direct_io = true),
             ("coherent", |r| r.coherent = true),
+            ("watch", |r| r.watch = true),
             ("passthrough=off", |r| r.no_passthrough = true),
             ("debug", |r| r.debug = true),
             ("debug_file=/var/log/x", |r| r.debug_file = Some("/var/log/x".into())),
@@ -390,8 +396,9 @@ mod tests {
             ("whiteout=oci", |r| r.engine.format = Some(Format::Oci)),
             ("whiteout=unionfs", |r| r.engine.format = Some(Format::Unionfs)),
             ("whiteout=unionfs-fuse", |r| r.engine.format = Some(Format::UnionfsFuse)),
-            ("redirect=off", |r| r.engine.redirect = false),
+            ("redirect=off", |r| (r.engine.redirect, r.engine.metacopy) = (false, false)),
             ("redirect=off,redirect_dir=on", |r| r.engine.redirect = true),
+            ("metacopy=off", |r| r.engine.metacopy = false),
             ("userxattr", |r| r.engine.userxattr = Some(true)),
             ("volatile", |r| r.engine.volatile = true),
             (r"chroot=/n\,s", |r| r.chroot = Some("/n,s".into())),
@@ -414,7 +421,7 @@ mod tests {
     /// Rows: the arguments, and what the message holds.
     #[test]
     fn refusals() {
-        let rows: [(&[&str], &str); 44] = [
+        let rows: [(&[&str], &str); 45] = [
             (&[], "no branches and no mountpoint given: cowfs [-o"),
             (&["-o", "allow_other"], "no branches and no mountpoint given"),
             (&["/m"], "only '/m' given, of branches and mountpoint"),
@@ -439,6 +446,7 @@ mod tests {
             (&["A", "/m", "-oentry_timeout=nan"], "option 'entry_timeout=nan'"),
             (&["A", "/m", "-owhiteout=aufs"], "the value must be overlay|oci|unionfs|unionfs-fuse"),
             (&["A", "/m", "-oredirect=yes"], "option 'redirect=yes': the value must be on|off"),
+            (&["A", "/m", "-ometacopy=yes"], "option 'metacopy=yes': the value must be on|off"),
             (&["A", "/m", "-oallow_other,allow_root"], "exclude each other"),
             (&["-odirs=A,lowerdir=B", "/m"], "'dirs' and 'lowerdir' exclude each other"),
             (&["A", "/m", "-oupperdir=U"], "upperdir='U' without lowerdir="),
@@ -473,7 +481,7 @@ mod tests {
         let flags = MountFlags { read_only: true, ..MountFlags::default() };
         let all = MountFlags { suid: true, dev: true, ..flags };
         let request =
-            |flags, allow_other| RemountRequest { mountpoint: "/m".into(), flags, allow_other, subtype: None };
+            |flags, allow_other| RemountRequest { mountpoint: "/m".into(), flags, allow_other, ..Default::default() };
         let table = "user_id=0,group_id=0,default_permissions,allow_other,max_read=131072,blksize=4096";
         let rows: [(&[&str], RemountRequest); 9] = [
             (&["cowfs", "a=RO:b=RW", "/m", "-o", &format!("ro,relatime,remount,{table},dev,suid")], request(all, true)),

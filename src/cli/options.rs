@@ -10,7 +10,9 @@ use crate::cli::UsageError;
 use crate::cli::branches::{branches, lower_dirs};
 use crate::cli::text::{path, positions, quote};
 use crate::cli::values::Given;
-use crate::cli::values::{format, id, is_off, number, on_off, redirect_dir, seconds, threads, utf8, zero_one};
+use crate::cli::values::{
+    bounded_seconds, format, id, is_off, number, on_off, redirect_dir, seconds, threads, utf8, zero_one,
+};
 use crate::daemon::request::{BranchArg, MountRequest, Private};
 
 /// What the options said; what it amounts to together with the positionals is `mount`'s to say.
@@ -26,6 +28,8 @@ pub(super) struct Typed {
     pub upper: Option<PathBuf>,
     /// `redirect=`, `redirect_dir=`; the default depends on who calls.
     pub redirect: Option<bool>,
+    /// `metacopy=`; the default depends on who calls.
+    pub metacopy: Option<bool>,
     /// `suid`, `nosuid`; likewise.
     pub suid: Option<bool>,
     /// `dev`, `nodev`; likewise.
@@ -83,10 +87,14 @@ const KNOWN: &[(&str, Effect)] = &[
     ("debug_file", Value("FILE", |t, v| v.set(&mut t.request.debug_file, |file| Some(path(file))))),
     ("whiteout", Value("overlay|oci|unionfs|unionfs-fuse", |t, v| v.set(&mut t.request.engine.format, format))),
     ("redirect", Value("on|off", |t, v| v.set(&mut t.redirect, on_off))),
+    ("metacopy", Value("on|off", |t, v| v.set(&mut t.metacopy, on_off))),
     ("volatile", Switch(|t| t.request.engine.volatile = true)),
     ("coherent", Switch(|t| t.request.coherent = true)),
+    ("watch", Switch(|t| t.request.watch = true)),
     ("passthrough", Value("auto|off", |t, v| v.read(is_off).map(|off| t.request.no_passthrough = off))),
     ("threads", Value("NUMBER", |t, v| v.set(&mut t.request.threads, threads))),
+    ("lock_wait", Value("SECONDS", |t, v| v.set(&mut t.request.lock_wait, bounded_seconds))),
+    ("watchdog", Value("SECONDS", |t, v| v.set(&mut t.request.watchdog, bounded_seconds))),
     ("noacl", Switch(|t| t.request.noacl = true)),
     // libfuse: who may enter, how the mount is called, how long the kernel may remember.
     ("allow_other", Switch(|t| t.request.allow_other = true)),
@@ -232,7 +240,6 @@ const KNOWN: &[(&str, Effect)] = &[
     ("fast_ino", Nothing),
     ("fast_ino_check", Nothing),
     ("index", Nothing),
-    ("metacopy", Nothing),
     ("uuid", Nothing),
     ("writeback", Nothing),
     ("xino", Nothing),

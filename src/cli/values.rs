@@ -99,6 +99,11 @@ pub(super) fn seconds(value: &[u8]) -> Option<Duration> {
     Duration::try_from_secs_f64(std::str::from_utf8(value).ok()?.parse().ok()?).ok()
 }
 
+/// Of something that is waited for: more than nothing, a year at most.
+pub(super) fn bounded_seconds(value: &[u8]) -> Option<Duration> {
+    seconds(value).filter(|wait| !wait.is_zero() && *wait <= Duration::from_secs(365 * 86_400))
+}
+
 pub(super) fn format(value: &[u8]) -> Option<Format> {
     Format::ALL.iter().find(|(word, _)| word.as_bytes() == value).map(|&(_, format)| format)
 }

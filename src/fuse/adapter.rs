@@ -9,7 +9,7 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
@@ -19,19 +19,21 @@ use fuser::{
     ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use crate::fuse::convert::{errno, file_attr, kind, received_device, set_time};
+use crate::fuse::convert::{errno, file_attr, handle, kind, node, received_device, set_time};
 use crate::fuse::ioctl::ioctl;
-use crate::fuse::notify::{Notice, Notices};
+use crate::fuse::notify::Notices;
 use crate::fuse::offer::{self, Agreed};
 use crate::fuse::opening::Opening;
 use crate::fuse::reply::{
     Answers, Settings, absent, guard, reply_empty, reply_written, reply_xattr, unknown, with_buffer,
 };
+use crate::fuse::session::join_spares;
+use crate::fuse::space::Space;
 use crate::fuse::worker::Workers;
 use crate::union::Union;
 use crate::union::error::Errno;
 use crate::union::name::NAME_MAX;
-use crate::union::types::{Caller, HandleId, NodeId, SetAttr};
+use crate::union::types::{Caller, NodeId, SetAttr};
 
 /// Somebody without CAP_FSETID: the kernel has found the caller to be one.
 const ORDINARY: Caller = Caller { uid: u32::MAX, gid: u32::MAX, umask: 0 };
@@ -45,7 +47,10 @@ pub struct Adapter {
     opening: Arc<Opening>,
     workers: Arc<Workers>,
     notices: Arc<Notices>,
-    agreed: Agreed,
+    agreed: Arc<OnceLock<Agreed>>,
+    space: Arc<Space>,
+    /// One of further threads': the connection's beginning and end are not its business.
+    spare: bool,
 }
 
 impl Adapter {
@@ -55,8 +60,14 @@ impl Adapter {
         let (workers, notices) = (Arc::default(), Arc::<Notices>::default());
         let opening = Opening::new(union.clone(), notices.clone(), settings.coherent, settings.direct_io);
         let opening = Arc::new(opening);
-        let answers = Answers::new(union.clone(), settings.clone(), opening.modes.clone());
-        Self { union, answers, settings, opening, workers, notices, agreed: Agreed::default() }
+        let answers = Answers::new(union.clone(), settings.clone(), opening.modes.clone(), notices.clone());
+        let (space, agreed) = (Arc::new(Space::of(&union)), Arc::default());
+        Self { union, answers, settings, opening, workers, notices, agreed, space, spare: false }
+    }
+
+    /// The same for further threads of the same connection.
+    pub fn spare(&self) -> Self {
+        Self { spare: true, ..self.clone() }
     }
 
     /// Where the connection's notifier has to be put, once there is one.
@@ -79,25 +90,19 @@ impl Adapter {
     }
 }
 
-fn node(ino: INodeNo) -> NodeId {
-    NodeId(ino.0)
-}
-
-fn handle(handle: FileHandle) -> HandleId {
-    HandleId(handle.0)
-}
-
 impl Filesystem for Adapter {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
-        self.agreed = offer::accept(config, &self.settings);
-        if self.agreed.passthrough {
+        if !self.spare && self.agreed.get_or_init(|| offer::accept(config, &self.settings)).passthrough {
             self.opening.modes.offered();
         }
         Ok(())
     }
 
     fn destroy(&mut self) {
-        guard("destroy", || self.union.close());
+        if !self.spare {
+            join_spares();
+            guard("destroy", || self.union.close());
+        }
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
@@ -116,10 +121,6 @@ impl Filesystem for Adapter {
 
     fn getattr(&self, _: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
         guard("getattr", || {
-            // The kernel keeps a listing for as long as the time of change it sees is the same.
-            if self.union.has_stale_listing(node(ino)) {
-                self.notices.tell(Notice::Changed(node(ino)));
-            }
             self.answers.reply_attr(node(ino), self.union.getattr(node(ino), fh.map(handle)), reply);
         });
     }
@@ -330,7 +331,7 @@ impl Filesystem for Adapter {
     // Listings are read by node and position alone, so a directory need not be opened: told so, the kernel never asks
     // again, keeps listings, and takes them anew when the directory's time of change is another.
     fn opendir(&self, _: &Request, _: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        if self.agreed.no_opendir {
+        if self.agreed.get().is_some_and(|agreed| agreed.no_opendir) {
             reply.error(fuser::Errno::ENOSYS);
         } else {
             reply.opened(FileHandle(0), FopenFlags::FOPEN_CACHE_DIR);
@@ -387,7 +388,7 @@ impl Filesystem for Adapter {
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
-        guard("statfs", || match self.union.statfs() {
+        guard("statfs", || match self.space.figures(&self.union, &self.workers) {
             Ok(fs) => {
                 let names = NAME_MAX as u32;
                 reply.statfs(fs.blocks, fs.bfree, fs.bavail, fs.files, fs.ffree, fs.bsize, names, fs.frsize);

@@ -10,8 +10,10 @@ mod offer;
 pub mod opening;
 pub mod owners;
 pub mod passthrough;
+pub mod pulse;
 pub mod reply;
 pub mod session;
+mod space;
 pub mod worker;
 
 pub use adapter::Adapter;
