@@ -19,12 +19,15 @@ Branches
   whiteout=FORMAT       marks: overlay, oci, unionfs or unionfs-fuse
                         (default: what the RW branch holds, else overlay)
   redirect=on|off       rename lower directories without a copy (on)
+  metacopy=on|off       change attributes of lower files without a copy (on)
 Who may enter, and how the mount looks
   allow_other           everybody     allow_root      the owner and root
   relaxed_permissions   the kernel does not check permissions
   ro suid dev noexec noatime sync dirsync remount     as mount(8)
   private rprivate      the mount's parent, or all mounts, are made private
   fsname=NAME subtype=NAME                            as /proc/mounts shows
+  lock_wait=S           wait until the RW branch is free (for a takeover)
+  watchdog=S            end when a request has waited for so long
   auto_unmount          unmount when the daemon ends, however it ends
 Speed and safety
   volatile              no fsync: faster, not safe against a power loss

@@ -10,9 +10,13 @@ use std::time::Duration;
 use fuser::{Generation, INodeNo, ReplyAttr, ReplyEmpty, ReplyEntry, ReplyWrite, ReplyXattr};
 
 use crate::fuse::convert::{errno, file_attr};
+use crate::fuse::notify::Notices;
+use crate::fuse::owners::Owners;
 use crate::fuse::passthrough::Modes;
+use crate::fuse::pulse::during;
 use crate::union::Union;
 use crate::union::error::Result;
+use crate::union::ops::behind::Stale;
 use crate::union::types::{Attr, DirEntry, Entry, Ino, NodeId, Time, Trust};
 
 /// The longest value, and the longest list of names, of extended attributes, in bytes: XATTR_SIZE_MAX, XATTR_LIST_MAX.
@@ -29,7 +33,7 @@ const LOCAL_TTL: Duration = Duration::from_secs(10);
 const REMOTE_TTL: Duration = Duration::from_secs(1);
 
 /// What the answers tell the kernel beside the facts.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Settings {
     /// How long a name may be trusted; default: by what kind of branch it is in.
     pub entry_ttl: Option<Duration>,
@@ -41,10 +45,16 @@ pub struct Settings {
     pub direct_io: bool,
     /// Old descriptors of lower files see what is written later, whatever the files are.
     pub coherent: bool,
+    /// Changes of lower branches of this machine are told to the kernel as they happen.
+    pub watched: bool,
     /// Files may be handed to the kernel.
     pub passthrough: bool,
     /// POSIX ACLs are honoured (the kernel then checks all permissions, whatever else was asked).
     pub acl: bool,
+    /// Whose objects are shown to be.
+    pub owners: Arc<Owners>,
+    /// Every directory is shown with one name (`static_nlink`).
+    pub static_nlink: bool,
 }
 
 impl Default for Settings {
@@ -55,8 +65,11 @@ impl Default for Settings {
             negative_ttl: None,
             direct_io: false,
             coherent: false,
+            watched: false,
             passthrough: true,
             acl: true,
+            owners: Arc::default(),
+            static_nlink: false,
         }
     }
 }
@@ -68,18 +81,19 @@ pub(super) struct Answers {
     settings: Settings,
     /// Whose attributes may change unheard.
     modes: Arc<Modes>,
+    notices: Arc<Notices>,
     /// How long what a lower branch shows may be trusted.
     lower_ttl: Duration,
 }
 
 impl Answers {
-    pub(super) fn new(union: Arc<Union>, settings: Settings, modes: Arc<Modes>) -> Self {
+    pub(super) fn new(union: Arc<Union>, settings: Settings, modes: Arc<Modes>, notices: Arc<Notices>) -> Self {
         let lower_ttl = match union.trust() {
             Trust::Remote => REMOTE_TTL,
-            Trust::Local => LOCAL_TTL,
-            Trust::Immutable => SETTLED_TTL,
+            Trust::Local if !settings.watched => LOCAL_TTL,
+            Trust::Local | Trust::Immutable => SETTLED_TTL,
         };
-        Self { union, settings, modes, lower_ttl }
+        Self { union, settings, modes, notices, lower_ttl }
     }
 
     /// How long to trust what was just told, `settled` or not, unless an option says otherwise.
@@ -93,13 +107,22 @@ impl Answers {
     /// of one number) the node id has to go there, and nothing of the attributes may be trusted: the kernel asks again
     /// before it shows them, and `getattr` tells the true number.
     pub(super) fn entry(&self, entry: &Entry) -> (fuser::FileAttr, Duration, Duration) {
-        let attr = file_attr(&entry.attr);
+        let attr = self.shown(&entry.attr);
         let ttl = self.ttl(self.settings.entry_ttl, entry.attr.settled);
         if entry.node.0 == entry.attr.ino.0 {
             (attr, self.attr_ttl(entry.node, &entry.attr), ttl)
         } else {
             (fuser::FileAttr { ino: INodeNo(entry.node.0), ..attr }, Duration::ZERO, ttl)
         }
+    }
+
+    /// What the kernel is told of an object.
+    fn shown(&self, attr: &Attr) -> fuser::FileAttr {
+        let mut shown = file_attr(&self.settings.owners.shown(attr));
+        if self.settings.static_nlink && shown.kind == fuser::FileType::Directory {
+            shown.nlink = 1;
+        }
+        shown
     }
 
     pub(super) fn reply_entry(&self, result: Result<Entry>, reply: ReplyEntry) {
@@ -112,14 +135,18 @@ impl Answers {
         }
     }
 
-    /// How long to trust the attributes of `node`.
+    /// How long to trust the attributes of `node`, which are about to be told.
     fn attr_ttl(&self, node: NodeId, attr: &Attr) -> Duration {
+        // The kernel keeps a listing for as long as the time of change that it is told is the same.
+        if attr.kind().is_dir() && self.union.has_stale_listing(node) {
+            self.notices.tell(Stale::Object(node));
+        }
         if self.modes.is_restless(node) { Duration::ZERO } else { self.ttl(self.settings.attr_ttl, attr.settled) }
     }
 
     pub(super) fn reply_attr(&self, node: NodeId, result: Result<Attr>, reply: ReplyAttr) {
         match result {
-            Ok(attr) => reply.attr(&self.attr_ttl(node, &attr), &file_attr(&attr)),
+            Ok(attr) => reply.attr(&self.attr_ttl(node, &attr), &self.shown(&attr)),
             Err(error) => reply.error(errno(error)),
         }
     }
@@ -134,7 +161,11 @@ impl Answers {
 }
 
 /// Runs the body of a request. If it panics its reply object is dropped, which makes fuser answer EIO.
-pub(super) fn guard(request: &str, body: impl FnOnce()) {
+pub(super) fn guard(request: &'static str, body: impl FnOnce()) {
+    during(request, || caught(request, body));
+}
+
+fn caught(request: &str, body: impl FnOnce()) {
     if let Err(panic) = catch_unwind(AssertUnwindSafe(body)) {
         let message = panic.downcast_ref::<&str>().copied();
         let message = message.or_else(|| panic.downcast_ref::<String>().map(String::as_str));

@@ -183,7 +183,8 @@ impl Union {
             return Err(Errno::PERM);
         }
         let name = self.checked_name(&parent, name)?;
-        self.raise(&node, u64::MAX)?;
+        self.raise_attributes(&node)?;
+        self.anchor(&node)?;
         // Before the inode gets a further name: its count of names may have to follow from here on.
         self.indexed(&node.body.read())?;
         self.in_free(&parent, &name, |free| {
@@ -254,7 +255,7 @@ impl Union {
         let identity = stat.identity();
         // New, so it has no origin: its number is its own.
         let ino = self.numbers.number(identity.0, identity.1);
-        let seen = Seen { ino, kind: stat.kind(), identity, branch: Stack::UPPER, layers };
+        let seen = Seen { ino, kind: stat.kind(), identity, branch: Stack::UPPER, layers, lost: None };
         let link = Link { parent: free.parent.clone(), name: free.name.clone(), branch: Stack::UPPER };
         let node = self.table.enter(seen, None, link);
         let attr = self.attr(&node, &stat)?;
