@@ -147,6 +147,8 @@ pub struct Node {
     pub pages: AtomicU64,
     /// Only old descriptors lead to it: a look-up of its former name finds another node.
     pub left_behind: AtomicBool,
+    /// Its capabilities have been taken away, which the kernel does before it announces a write by changing nothing.
+    pub lost_capabilities: AtomicBool,
     substance: AtomicU8,
     /// Held while it is copied up.
     pub lift: Mutex<()>,
@@ -167,6 +169,7 @@ impl Node {
             epoch: AtomicU32::new(0),
             pages: AtomicU64::new(0),
             left_behind: AtomicBool::new(false),
+            lost_capabilities: AtomicBool::new(false),
             substance: AtomicU8::new(0),
             lift: Mutex::new(()),
             children: RwLock::new(()),
