@@ -101,6 +101,15 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        if matches!(name.as_bytes(), b"." | b"..") {
+            // By a file handle of something that was forgotten.
+            let (adapter, up) = (self.clone(), name.as_bytes() == b"..");
+            return self.workers.run(move || {
+                guard("lookup by number", || {
+                    adapter.answers.reply_entry(adapter.union.look_again(node(parent), up), reply);
+                });
+            });
+        }
         guard("lookup", || match self.union.lookup(node(parent), name) {
             Err(Errno::NOENT) => match self.answers.absence_ttl(node(parent)) {
                 Duration::ZERO => reply.error(fuser::Errno::ENOENT),
@@ -352,15 +361,16 @@ impl Filesystem for Adapter {
             let mut listed = false;
             let result = self.union.readdir_plus(node(ino), offset, &mut |entry, known| {
                 let name = OsStr::from_bytes(entry.name);
-                let (attr, ttl) = match known {
+                let (attr, ttl, generation) = match known {
                     Some(known) => {
                         let (attr, attr_ttl, ttl) = self.answers.entry(known);
-                        (attr, attr_ttl.min(ttl))
+                        (attr, attr_ttl.min(ttl), known.generation.0)
                     }
                     // `.` and `..`, which the kernel neither enters nor counts.
-                    None => (file_attr(&unknown(&entry)), Duration::ZERO),
+                    None => (file_attr(&unknown(&entry)), Duration::ZERO, 0),
                 };
-                let full = reply.add(INodeNo(entry.ino.0), entry.next, name, &ttl, &attr, Generation(0));
+                let full =
+                    reply.add(INodeNo(entry.ino.0), entry.next, name, &ttl, &attr, Generation(generation.into()));
                 listed |= !full;
                 !full
             });

@@ -112,7 +112,7 @@ impl Answers {
         match result {
             Ok(entry) => {
                 let (attr, attr_ttl, ttl) = self.entry(&entry);
-                reply.entry_with_ttls(&attr_ttl, &ttl, &attr, Generation(0));
+                reply.entry_with_ttls(&attr_ttl, &ttl, &attr, Generation(entry.generation.0.into()));
             }
             Err(error) => reply.error(errno(error)),
         }
