@@ -335,7 +335,7 @@ mod tests {
     #[test]
     fn each_option_with_an_effect() {
         type Change = fn(&mut MountRequest);
-        let rows: [(&str, Change); 37] = [
+        let rows: [(&str, Change); 38] = [
             ("allow_other", |r| r.allow_other = true),
             ("allow_root", |r| r.allow_root = true),
             ("auto_unmount", |r| r.auto_unmount = true),

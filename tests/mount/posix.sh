@@ -1,7 +1,7 @@
 #!/bin/bash
 # What a program may expect of ext4 the union does: the same calls on a plain directory and on a mount, answer by answer; the
 # trees are equal in the end, after forget and after a remount, in every format of marks.
-# timeout: 300
+# timeout: 500
 . "$(dirname "$0")/../lib.sh"
 PYTHON_LIMIT=120
 . "$TEST_DIR/programs/cache.bash"
@@ -552,6 +552,37 @@ for format in overlay oci unionfs unionfs-fuse; do
 	no_daemon_left
 done
 
+# File handles outlive the union: lower, copied up and new files and directories, in every format.
+for format in overlay oci unionfs unionfs-fuse; do
+	rm -rf upper && mkdir upper
+	check "$format: mounts" union -o "cow,allow_other,whiteout=$format" upper=RW:lower=RO ufs
+	cat >handles.py <<-'PY'
+		from lib import *
+		libc = ctypes.CDLL(None, use_errno=True)
+		names = ["sharing/maps", "sharing/direct", "new", "newdir/deep", "sharing", "times/link0"]
+		if sys.argv[1] == "take":
+		    append_file("ufs/sharing/direct", b"!")
+		    write_file("ufs/new", b"new")
+		    os.mkdir("ufs/newdir"), write_file("ufs/newdir/deep", b"deep")
+		    for n, name in enumerate(names):
+		        handle, mount = ctypes.create_string_buffer(struct.pack("Ii", 128, 0) + bytes(128)), ctypes.c_int()
+		        assert libc.name_to_handle_at(AT_FDCWD, os.fsencode(f"ufs/{name}"), handle, ctypes.byref(mount), 0) == 0
+		        write_file(f"handle{n}", handle.raw)
+		else:
+		    at = os.open("ufs", os.O_RDONLY)
+		    for n, name in enumerate(names):
+		        fd = libc.open_by_handle_at(at, ctypes.create_string_buffer(read_file(f"handle{n}")), os.O_PATH)
+		        st = os.stat(f"ufs/{name}", follow_symlinks=False)
+		        equal(f"{name} by a handle from before the remount", fd >= 0 and os.fstat(fd)[:3], st[:3])
+	PY
+	check "$format: handles are taken" /usr/bin/python3 handles.py take
+	unmount ufs
+	no_daemon_left
+	check "$format: mounts again" union -o "cow,allow_other,whiteout=$format" upper=RW:lower=RO ufs
+	/usr/bin/python3 handles.py use || fail "$format: handles could not be used"
+	unmount ufs
+	no_daemon_left
+done
 # Access times follow the mount's words; those of a lower never move.
 rm -rf plain
 for word in relatime noatime nodiratime; do
