@@ -11,7 +11,7 @@ use std::os::unix::fs::MetadataExt;
 
 use cowfs::union::options::{Format, Options};
 use cowfs::union::types::{Caller, NodeId};
-use kit::fs::{EXCHANGE, NOREPLACE, S_IFCHR, S_IFIFO, WHITEOUT};
+use kit::fs::{EXCHANGE, NOREPLACE, S_IFBLK, S_IFCHR, S_IFIFO, WHITEOUT};
 use kit::{Dcache, DirFs, EngineFs, Errno, Fs, Item, OFlags, Snapshot, Stack, Strict, Tree, path, show};
 
 /// Whom a story is told on beside the engine.
@@ -1070,7 +1070,7 @@ fn marks_can_be_neither_seen_nor_made() {
             refused(fs.rename(b"f", name, 0), "rename");
             refused(fs.rename(b"l", name, 0), "rename");
         }
-        assert_eq!(fs.mknod(b"c", S_IFCHR | 0o600, (0, 0)), Err(Errno::PERM));
+        assert_eq!(fs.mknod(b"c", S_IFCHR | 0o600, (0, 255)), Err(Errno::PERM), "the number that stands for 0:0");
         assert!(fs.rename(b"f", b"g", WHITEOUT).is_err());
         for name in ["trusted.overlay.opaque", "user.overlay.opaque", "trusted.overlay.redirect", "user.overlay.x"] {
             for path in [&b"d"[..], b"f", b"l"] {
@@ -1098,6 +1098,44 @@ fn marks_can_be_neither_seen_nor_made() {
                 assert!(!names.iter().any(|name| name.contains("overlay")), "{when} {names:?}");
             }
         });
+    });
+}
+
+/// Overlayfs makes none: EPERM.
+#[test]
+fn a_character_device_0_0_is_a_device_and_no_whiteout() {
+    let trees = [empty(), lower().file("gone", "").file("l", "").dir("d")];
+    tell(Judges::Plain, &trees, |fs| {
+        let make = |name: &[u8]| fs.mknod(name, S_IFCHR | 0o600, (0, 0));
+        assert_eq!(make(b"l"), Err(Errno::EXIST));
+        make(b"new").unwrap();
+        fs.unlink(b"gone").unwrap();
+        make(b"gone").unwrap();
+        fs.link(b"new", b"d/link").unwrap();
+        fs.rename(b"gone", b"l", 0).unwrap();
+        fs.mknod(b"block", S_IFBLK | 0o600, (0, 0)).unwrap();
+        lasting(fs, |when| {
+            assert_eq!(fs.names(b""), ["block", "d", "l", "new"], "{when}");
+            assert_eq!(fs.stat(b"block").unwrap().rdev, (0, 0), "{when}");
+            for name in [&b"new"[..], b"l", b"d/link"] {
+                let stat = fs.stat(name).unwrap();
+                assert_eq!((stat.mode, stat.rdev), (S_IFCHR | 0o600, (0, 0)), "{when}: {}", show(name));
+            }
+        });
+        fs.unlink(b"l").unwrap();
+        fs.unlink(b"new").unwrap();
+        lasting(fs, |when| assert_eq!(fs.names(b""), ["block", "d"], "{when}"));
+    });
+}
+
+#[test]
+fn a_character_device_0_0_stays_one_when_its_upper_becomes_a_lower() {
+    let trees = [empty(), lower().add("dev", Item::CharDevice(0, 255)), lower().file("dev", "")];
+    tell_of_engine(&trees, |fs, stack| {
+        lasting(fs, |when| assert_eq!(fs.stat(b"dev").unwrap().rdev, (0, 0), "{when}"));
+        fs.chmod(b"dev", 0o640).unwrap();
+        lasting(fs, |when| assert_eq!(fs.stat(b"dev").unwrap().rdev, (0, 0), "{when}, copied up"));
+        assert_eq!(stack.branch(0).stat(b"dev").unwrap().rdev, (0, 255), "what the branch holds is no whiteout");
     });
 }
 

@@ -25,6 +25,8 @@ pub(super) struct Words {
     pub fake: bool,
     /// mount(8) calls, as mount.cowfs.
     pub helper: bool,
+    /// `-N`: the mount namespace that mount(8) was asked to mount in.
+    pub namespace: Option<Vec<u8>>,
 }
 
 /// What the words amount to.
@@ -96,12 +98,7 @@ fn read_letters(
                 };
                 match letter {
                     b'o' => words.options.push(value),
-                    b'N' => {
-                        return Err(UsageError::new(format!(
-                            "'-N' {}: mounting in another namespace is not supported; use nsenter(1)",
-                            quote(&value)
-                        )));
-                    }
+                    b'N' => words.namespace = Some(value),
                     // The type is known: it is in the name we were called by.
                     _ => {}
                 }
@@ -183,7 +180,10 @@ mod tests {
             let Ok(Line::Words(words)) = line(program, "A M -s -n -v -f -t cowfs -o rw,cow") else { panic!() };
             assert_eq!((words.fake, words.foreground, words.single_thread), (true, false, false));
             assert_eq!(words.positionals, [b"A".to_vec(), b"M".to_vec()]);
-            assert!(line(program, "A M -N /run/ns").is_err_and(|error| error.contains("'/run/ns'")));
+            assert_eq!(words.namespace, None);
+            let Ok(Line::Words(words)) = line(program, "A M -N /run/ns -o rw") else { panic!() };
+            assert_eq!(words.namespace, Some(b"/run/ns".to_vec()));
+            assert!(line("cowfs", "A M -N /run/ns").is_err_and(|error| error.contains("'-N'")));
         }
     }
 }

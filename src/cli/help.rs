@@ -26,6 +26,8 @@ Who may enter, and how the mount looks
   ro suid dev noexec noatime sync dirsync remount     as mount(8)
   private rprivate      the mount's parent, or all mounts, are made private
   fsname=NAME subtype=NAME                            as /proc/mounts shows
+  lock_wait=S           wait until the RW branch is free (for a takeover)
+  watchdog=S            end when a request has waited for so long
   auto_unmount          unmount when the daemon ends, however it ends
 Speed and safety
   volatile              no fsync: faster, not safe against a power loss

@@ -33,6 +33,7 @@ pub(super) fn command(words: Words) -> Result<Command, UsageError> {
     let default = words.helper;
     typed.request.flags.dev = typed.dev.unwrap_or(default);
     typed.request.flags.suid = typed.suid.unwrap_or(default);
+    typed.request.namespace = words.namespace.map(|path| OsString::from_vec(path).into());
     if typed.remount {
         return remount(typed.request, words.positionals).map(Command::Remount);
     }
@@ -62,6 +63,7 @@ fn remount(typed: MountRequest, mut positionals: Vec<Vec<u8>>) -> Result<Remount
         flags: typed.flags,
         allow_other: typed.allow_other,
         subtype: typed.subtype,
+        namespace: typed.namespace,
     })
 }
 
@@ -154,7 +156,14 @@ fn conclude(typed: Typed) -> MountRequest {
     request.flags.suid |= typed.suid.is_none() && request.container;
     request.engine.redirect = typed.redirect.unwrap_or(!request.container);
     request.engine.metacopy = request.engine.redirect && typed.metacopy.unwrap_or(!request.container);
-    request.noacl |= !request.default_permissions;
+    if typed.squash_to_root {
+        request.owners.users.squash.get_or_insert(0);
+        request.owners.groups.squash.get_or_insert(0);
+    }
+    request.noacl |= !request.default_permissions || request.owners.squash();
+    if typed.unthreaded {
+        request.threads.get_or_insert(1);
+    }
     // An engine means the new mount by it, and mounts where the machine's own tree is the parent.
     request.private.take_if(|_| request.container);
     request
@@ -167,6 +176,7 @@ mod tests {
     use super::*;
     use crate::cli::parse;
     use crate::daemon::request::{MountFlags, Private};
+    use crate::fuse::owners::{Ids, Range};
     use crate::union::options::{Format, Options};
 
     fn parsed(args: &[&str]) -> Result<MountRequest, String> {
@@ -189,6 +199,11 @@ mod tests {
     }
     fn wh(path: &str) -> BranchArg {
         BranchArg { oci_whiteouts: true, ..ro(path) }
+    }
+
+    fn ids(ranges: &[(u32, u32, u32)]) -> Ids {
+        let range = |&(stored, shown, length): &(u32, u32, u32)| Range { stored, shown, length };
+        Ids { ranges: ranges.iter().map(range).collect(), squash: None }
     }
 
     /// A plain union of these branches on /m.
@@ -256,8 +271,8 @@ mod tests {
             (
                 &[
                     "-olowerdir=/l/A:/l/B,upperdir=U",
-                    "-oworkdir=W,uidmapping=:0:0:65536,gidmapping=0:0:1:1:1:9,xattr_permissions=0",
-                    "-oredirect_dir=off,xino=auto,static_nlink,threaded=1,index=off,metacopy=on,nfs_export=off",
+                    "-oworkdir=W,xattr_permissions=0",
+                    "-oredirect_dir=off,xino=auto,threaded=1,index=off,metacopy=on,nfs_export=off",
                     "/m",
                 ],
                 podman,
@@ -335,10 +350,12 @@ mod tests {
     #[test]
     fn each_option_with_an_effect() {
         type Change = fn(&mut MountRequest);
-        let rows: [(&str, Change); 38] = [
+        let rows: [(&str, Change); 47] = [
             ("allow_other", |r| r.allow_other = true),
             ("allow_root", |r| r.allow_root = true),
             ("auto_unmount", |r| r.auto_unmount = true),
+            ("lock_wait=2.5", |r| r.lock_wait = Some(Duration::from_millis(2500))),
+            ("watchdog=10", |r| r.watchdog = Some(Duration::from_secs(10))),
             ("relaxed_permissions", |r| (r.default_permissions, r.noacl) = (false, true)),
             ("noacl", |r| r.noacl = true),
             ("ro", |r| r.flags.read_only = true),
@@ -364,8 +381,17 @@ mod tests {
             ("negative_timeout=0", |r| r.negative_timeout = Some(Duration::ZERO)),
             ("timeout=1e9", |r| {
                 r.entry_timeout = Some(Duration::from_secs(1_000_000_000));
-                r.attr_timeout = r.entry_timeout;
+                (r.attr_timeout, r.negative_timeout) = (r.entry_timeout, r.entry_timeout);
             }),
+            ("uidmapping=:0:100000:65536", |r| r.owners.users = ids(&[(0, 100_000, 65_536)])),
+            ("gidmapping=0:1000:1:1:110000:65536", |r| r.owners.groups = ids(&[(0, 1000, 1), (1, 110_000, 65_536)])),
+            ("squash_to_uid=7,squash_to_root", |r| {
+                (r.owners.users.squash, r.owners.groups.squash, r.noacl) = (Some(7), Some(0), true);
+            }),
+            ("squash_to_gid=8", |r| (r.owners.groups.squash, r.noacl) = (Some(8), true)),
+            ("static_nlink", |r| r.static_nlink = true),
+            ("threaded=0", |r| r.threads = Some(1)),
+            ("threaded=0,threads=3", |r| r.threads = Some(3)),
             ("whiteout=overlay", |r| r.engine.format = Some(Format::Overlay)),
             ("whiteout=oci", |r| r.engine.format = Some(Format::Oci)),
             ("whiteout=unionfs", |r| r.engine.format = Some(Format::Unionfs)),
@@ -395,7 +421,7 @@ mod tests {
     /// Rows: the arguments, and what the message holds.
     #[test]
     fn refusals() {
-        let rows: [(&[&str], &str); 41] = [
+        let rows: [(&[&str], &str); 45] = [
             (&[], "no branches and no mountpoint given: cowfs [-o"),
             (&["-o", "allow_other"], "no branches and no mountpoint given"),
             (&["/m"], "only '/m' given, of branches and mountpoint"),
@@ -426,9 +452,13 @@ mod tests {
             (&["A", "/m", "-oupperdir=U"], "upperdir='U' without lowerdir="),
             (&["-olowerdir=A,upperdir=U", "/m"], "upperdir='U' needs workdir=DIR"),
             (&["-olowerdir=A::B", "/m"], "'::', are not supported"),
-            (&["A", "/m", "-ouidmapping=:0:100000:65536"], "ids are not mapped yet"),
-            (&["A", "/m", "-ouidmapping=0:0"], "the value must be HOST:CONTAINER:LENGTH"),
-            (&["A", "/m", "-osquash_to_uid=7"], "option 'squash_to_uid=7': ids are not mapped yet"),
+            (&["A", "/m", "-ouidmapping=0:0"], "the value must be STORED:SHOWN:LENGTH"),
+            (&["A", "/m", "-ouidmapping=:"], "the value must be STORED:SHOWN:LENGTH"),
+            (&["A", "/m", "-ogidmapping=0:0:0"], "the value must be STORED:SHOWN:LENGTH"),
+            (&["A", "/m", "-ogidmapping=0:1:4294967295"], "the value must be STORED:SHOWN:LENGTH"),
+            (&["A", "/m", "-osquash_to_uid=-1"], "option 'squash_to_uid=-1': the value must be UID"),
+            (&["A", "/m", "-osquash_to_gid=4294967295"], "the value must be GID"),
+            (&["A", "/m", "-othreaded=2"], "the value must be 0|1"),
             (&["A", "/m", "-oxattr_permissions=2"], "not supported yet"),
             (&["A", "/m", "-oumask=022"], "option 'umask=022': owners and modes"),
             (&["A", "/m", "-ofd=3"], "option 'fd=3': give /dev/fd/N as the mountpoint"),
@@ -451,7 +481,7 @@ mod tests {
         let flags = MountFlags { read_only: true, ..MountFlags::default() };
         let all = MountFlags { suid: true, dev: true, ..flags };
         let request =
-            |flags, allow_other| RemountRequest { mountpoint: "/m".into(), flags, allow_other, subtype: None };
+            |flags, allow_other| RemountRequest { mountpoint: "/m".into(), flags, allow_other, ..Default::default() };
         let table = "user_id=0,group_id=0,default_permissions,allow_other,max_read=131072,blksize=4096";
         let rows: [(&[&str], RemountRequest); 9] = [
             (&["cowfs", "a=RO:b=RW", "/m", "-o", &format!("ro,relatime,remount,{table},dev,suid")], request(all, true)),

@@ -143,6 +143,11 @@ impl<'a> MountLine<'a> {
         self.field(4).map(unescape)
     }
 
+    /// What is mounted, by the name that the mounter chose.
+    pub(crate) fn source(self) -> Option<PathBuf> {
+        self.after_dash(2).map(unescape)
+    }
+
     /// The type of the filesystem.
     pub(crate) fn kind(self) -> Option<&'a [u8]> {
         self.after_dash(1)
@@ -151,6 +156,13 @@ impl<'a> MountLine<'a> {
     /// Whether the filesystem, not only this mount of it, has the option `word`.
     pub(crate) fn has(self, word: &[u8]) -> bool {
         self.after_dash(3).is_some_and(|options| options.split(|&byte| byte == b',').any(|one| one == word))
+    }
+
+    /// What the filesystem's option `key` says.
+    pub(crate) fn value(self, key: &[u8]) -> Option<PathBuf> {
+        let options = self.after_dash(3)?.split(|&byte| byte == b',');
+        let mut values = options.filter_map(|one| one.strip_prefix(key)?.strip_prefix(b"="));
+        values.next().map(unescape)
     }
 
     /// Optional fields end with a dash of their own.
@@ -187,7 +199,8 @@ mod tests {
         assert_eq!(line.point().unwrap(), Path::new("/tmp/m\\"));
         assert_eq!(line.field(3).map(unescape).unwrap(), Path::new("/a b"));
         assert_eq!(line.kind(), Some(&b"fuse.cowfs"[..]));
-        assert_eq!(line.id(), Some(40));
+        assert_eq!((line.id(), line.source().as_deref()), (Some(40), Some(Path::new("/a=RO:/b=RW"))));
+        assert_eq!((line.value(b"user_id"), line.value(b"user"), line.value(b"rw")), (Some("0".into()), None, None));
         assert!(line.has(b"user_id=0") && line.has(b"rw") && !line.has(b"nosuid") && !line.has(b"user_id"));
         assert_eq!((MountLine(b"").kind(), MountLine(b"").id()), (None, None));
     }

@@ -79,6 +79,23 @@ fn dead_union(path: &Path) -> Option<PathBuf> {
     (top.kind()? == b"fuse.cowfs").then_some(full)
 }
 
+impl Directory {
+    /// Refuses to lay a union over its like: `mount -a` knows what is mounted by its source, and not every form of a line
+    /// in /etc/fstab shows the source that is in it.
+    ///
+    /// # Errors
+    /// A line, if what is mounted here by the same type has the same source.
+    pub(crate) fn no_second(&self, source: &str, subtype: &str) -> Checked<()> {
+        let Ok(table) = std::fs::read("/proc/self/mountinfo") else { return Ok(()) };
+        let top = MountLine::all(&table).rev().find(|line| line.point().as_ref() == Some(&self.path));
+        let same = top.is_some_and(|line| {
+            line.kind() == Some(format!("fuse.{subtype}").as_bytes())
+                && line.source().is_some_and(|mounted| mounted.as_os_str() == source)
+        });
+        if same { Err(format!("{source:?} is mounted on {:?} already", self.place.label)) } else { Ok(()) }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -13,13 +13,14 @@ use rustix::mount::{MountFlags as Flags, mount_remount};
 
 use crate::daemon::lineage::{MountLine, path_of};
 use crate::daemon::logger;
+use crate::daemon::namespace;
 use crate::daemon::request::{MountFlags, RemountRequest};
 use crate::daemon::resolve::{Checked, Role, describe, refusal};
 
 /// Does what `request` says. Returns 0, or 1 with the reason on standard error; then nothing has changed.
 pub fn run(request: &RemountRequest) -> ExitCode {
     logger::start(false);
-    match remount(request) {
+    match namespace::enter(request.namespace.as_deref()).and_then(|()| remount(request)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(line) => {
             log::error!("{line}");

@@ -5,6 +5,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::fuse::owners::Owners;
 use crate::union::options::Options;
 
 /// One branch as typed.
@@ -49,7 +50,7 @@ pub enum Private {
 }
 
 /// A change of a mounted union's flags.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct RemountRequest {
     /// Where the union is mounted.
     pub mountpoint: PathBuf,
@@ -59,6 +60,8 @@ pub struct RemountRequest {
     pub allow_other: bool,
     /// `subtype=`: the type in the mount table is `fuse.SUBTYPE`; default `cowfs`.
     pub subtype: Option<String>,
+    /// `-N`: as in a `MountRequest`.
+    pub namespace: Option<PathBuf>,
 }
 
 /// All that the daemon needs to start.
@@ -72,6 +75,8 @@ pub struct MountRequest {
     pub mountpoint: PathBuf,
     /// `chroot=`: branch paths are below it, and the daemon's root after the mount.
     pub chroot: Option<PathBuf>,
+    /// `-N` of mount(8): the mount namespace to go to before any other path is looked at.
+    pub namespace: Option<PathBuf>,
     /// Called as a container engine's mount program (`lowerdir=`). Engines do not spell out what they count on: for
     /// root this means `allow_other` too (fuse-overlayfs's default); `flags.suid` already says `suid`.
     pub container: bool,
@@ -92,6 +97,10 @@ pub struct MountRequest {
     /// `noacl`: the kernel is not told that POSIX ACLs are honoured. So it must be with `relaxed_permissions`, because
     /// ACLs make the kernel check permissions whatever was asked.
     pub noacl: bool,
+    /// `uidmapping=`, `gidmapping=`, `squash_to_*`: whose objects are shown to be.
+    pub owners: Owners,
+    /// `static_nlink`: every directory is shown with one name.
+    pub static_nlink: bool,
     /// `private`, `rprivate`: what is made private first, so that the union appears in no other mount namespace.
     pub private: Option<Private>,
     /// `auto_unmount`: the mount goes away with the daemon, however that ends.
@@ -101,6 +110,10 @@ pub struct MountRequest {
     pub fsname: Option<String>,
     /// `subtype=`: the type is shown as `fuse.SUBTYPE`; default `cowfs`.
     pub subtype: Option<String>,
+    /// `lock_wait=`: how long to wait until the upper is free.
+    pub lock_wait: Option<Duration>,
+    /// `watchdog=`: how long a request may take before the daemon is given up.
+    pub watchdog: Option<Duration>,
     /// `max_files=`: RLIMIT_NOFILE.
     pub max_files: Option<u64>,
     /// `threads=`: threads that serve requests; default min(cores, 4), at least 2.

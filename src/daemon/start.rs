@@ -15,14 +15,14 @@ use crate::daemon::clone::clone_all;
 use crate::daemon::launch::{Ready, in_background};
 use crate::daemon::logger::{self, Later};
 use crate::daemon::means::{Means, Mount};
+use crate::daemon::mount::source;
 use crate::daemon::mountpoint::{self, Mountpoint, device_number};
 use crate::daemon::overlap::{self, Overlaps};
 use crate::daemon::request::MountRequest;
 use crate::daemon::resolve::{self, Checked, Resolved, describe};
 use crate::daemon::sandbox::Sandbox;
 use crate::daemon::stdio::Null;
-use crate::daemon::{limits, lock, signals, watch};
-use crate::fuse::notify::Notices;
+use crate::daemon::{limits, lock, namespace, signals, unmapped, watch};
 use crate::fuse::session::{Audience, Connection, connect};
 use crate::fuse::{Adapter, Settings};
 use crate::sys::process;
@@ -37,6 +37,10 @@ pub fn run(mut request: MountRequest) -> ExitCode {
     process::reset_signals();
     process::close_others(&device_number(&request.mountpoint).into_iter().collect::<Vec<_>>());
     logger::start(request.debug);
+    if let Err(line) = namespace::enter(request.namespace.as_deref()) {
+        log::error!("{line}");
+        return ExitCode::FAILURE;
+    }
     // The end of process 1 ends all others of its namespace, so it cannot go into the background.
     let first = rustix::process::getpid().is_init();
     request.foreground |= request.debug || first;
@@ -83,25 +87,25 @@ fn serve(request: &MountRequest, ready: Ready) -> Checked<()> {
         log: logger::prepare(request.debug_file.as_deref(), request.foreground)?,
     };
     // Held to the end of this function, which is the end of the process.
-    let _locks = lock::lock_all(&resolved)?;
+    let _locks = lock::lock_all(&resolved, request.lock_wait)?;
     let (device, mount) = means.mount(request, mountpoint)?;
     let mount = Arc::new(Mutex::new(mount));
 
     let opened = open_union(resolved, overlaps, request).map(Arc::new).and_then(|union| {
         let watch = if request.watch { Some(watch::begin(&union)?) } else { None };
-        let (connection, notices) = open_connection(union.clone(), device, request)?;
+        let (connection, spare) = open_connection(union.clone(), device, request)?;
         let watched = settle(request, equipment, &mount, ready)?;
         if let Some(watch) = watch {
-            watch.start(union, notices).map_err(|error| format!("cannot start a thread: {error}"))?;
+            watch.start(union, spare.notices()).map_err(|error| format!("cannot start a thread: {error}"))?;
         }
-        Ok((connection, watched))
+        Ok((connection, spare, watched))
     });
-    let (connection, _watched) = opened.inspect_err(|_| {
+    let (connection, spare, _watched) = opened.inspect_err(|_| {
         // The line on the way out says what failed; that nothing stands is the best that can be added.
         let _ = mount.lock().detach();
     })?;
     // It closes the engine too.
-    connection.run().map_err(|error| format!("the connection to the kernel failed: {error}"))
+    connection.run(spare, request.watchdog).map_err(|error| format!("the connection to the kernel failed: {error}"))
 }
 
 /// Opens what the request names and checks how it goes together. Changes nothing.
@@ -112,11 +116,19 @@ fn plan(request: &MountRequest) -> Checked<Plan> {
                     mount lets in could do everything; leave the option out, or run cowfs as an ordinary user"
             .into());
     }
-    let resolved = resolve::resolve(request)?;
+    let mut resolved = resolve::resolve(request)?;
+    unmapped::look_below_id_maps(&mut resolved, &request.owners);
     let means = Means::find(request)?;
     let mountpoint = mountpoint::resolve(&request.mountpoint, |path| means.clear(path))?;
     let place = match &mountpoint {
-        Mountpoint::Directory(directory) => Some(&directory.place),
+        Mountpoint::Directory(directory) => {
+            directory.no_second(&source(request), request.subtype.as_deref().unwrap_or("cowfs"))?;
+            Some(&directory.place)
+        }
+        // Whoever mounted need not have said default_permissions; only ACLs make the kernel check them all the same.
+        Mountpoint::Device(_) if request.noacl && request.default_permissions => {
+            return Err("option 'noacl' on a mounted /dev/fuse: nobody might check permissions; leave it out".into());
+        }
         Mountpoint::Device(_) => None,
     };
     let overlaps = overlap::check(&resolved, place)?;
@@ -146,7 +158,7 @@ fn open_connection(
     union: Arc<Union>,
     device: OwnedFd,
     request: &MountRequest,
-) -> Checked<(Connection<Adapter>, Arc<Notices>)> {
+) -> Checked<(Connection<Adapter>, Adapter)> {
     let audience = match (request.allow_other, request.allow_root) {
         (true, _) => Audience::Everybody,
         (false, true) => Audience::OwnerAndRoot,
@@ -161,13 +173,15 @@ fn open_connection(
         watched: request.watch,
         passthrough: !request.no_passthrough,
         acl: !request.noacl,
+        owners: Arc::new(request.owners.clone()),
+        static_nlink: request.static_nlink,
     };
     let adapter = Adapter::new(union, settings);
-    let notices = adapter.notices();
+    let (notices, spare) = (adapter.notices(), adapter.spare());
     let connection = connect(adapter, device, audience, request.threads)
         .map_err(|error| format!("the kernel's first message could not be answered: {error}"))?;
     notices.connect(connection.notifier());
-    Ok((connection, notices))
+    Ok((connection, spare))
 }
 
 /// Lets the mount be seen, closes the world outside, and says so. Returns what must live as long as the daemon.

@@ -8,9 +8,12 @@ mod ioctl;
 pub mod notify;
 mod offer;
 pub mod opening;
+pub mod owners;
 pub mod passthrough;
+pub mod pulse;
 pub mod reply;
 pub mod session;
+mod space;
 pub mod worker;
 
 pub use adapter::Adapter;

@@ -11,7 +11,9 @@ use fuser::{Generation, INodeNo, ReplyAttr, ReplyEmpty, ReplyEntry, ReplyWrite, 
 
 use crate::fuse::convert::{errno, file_attr};
 use crate::fuse::notify::Notices;
+use crate::fuse::owners::Owners;
 use crate::fuse::passthrough::Modes;
+use crate::fuse::pulse::during;
 use crate::union::Union;
 use crate::union::error::Result;
 use crate::union::ops::behind::Stale;
@@ -31,7 +33,7 @@ const LOCAL_TTL: Duration = Duration::from_secs(10);
 const REMOTE_TTL: Duration = Duration::from_secs(1);
 
 /// What the answers tell the kernel beside the facts.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Settings {
     /// How long a name may be trusted; default: by what kind of branch it is in.
     pub entry_ttl: Option<Duration>,
@@ -49,6 +51,10 @@ pub struct Settings {
     pub passthrough: bool,
     /// POSIX ACLs are honoured (the kernel then checks all permissions, whatever else was asked).
     pub acl: bool,
+    /// Whose objects are shown to be.
+    pub owners: Arc<Owners>,
+    /// Every directory is shown with one name (`static_nlink`).
+    pub static_nlink: bool,
 }
 
 impl Default for Settings {
@@ -62,6 +68,8 @@ impl Default for Settings {
             watched: false,
             passthrough: true,
             acl: true,
+            owners: Arc::default(),
+            static_nlink: false,
         }
     }
 }
@@ -99,13 +107,36 @@ impl Answers {
     /// of one number) the node id has to go there, and nothing of the attributes may be trusted: the kernel asks again
     /// before it shows them, and `getattr` tells the true number.
     pub(super) fn entry(&self, entry: &Entry) -> (fuser::FileAttr, Duration, Duration) {
-        let attr = file_attr(&entry.attr);
+        let attr = self.shown(&entry.attr);
         let ttl = self.ttl(self.settings.entry_ttl, entry.attr.settled);
         if entry.node.0 == entry.attr.ino.0 {
             (attr, self.attr_ttl(entry.node, &entry.attr), ttl)
         } else {
             (fuser::FileAttr { ino: INodeNo(entry.node.0), ..attr }, Duration::ZERO, ttl)
         }
+    }
+
+    /// What the kernel is told of an object.
+    fn shown(&self, attr: &Attr) -> fuser::FileAttr {
+        let mut shown = file_attr(&self.settings.owners.shown(attr));
+        if self.settings.static_nlink && shown.kind == fuser::FileType::Directory {
+            shown.nlink = 1;
+        }
+        shown
+    }
+
+    /// What is told of an entry of a listing, which was looked up or not.
+    pub(super) fn listed(
+        &self,
+        entry: &DirEntry<'_>,
+        known: Option<&Entry>,
+    ) -> (fuser::FileAttr, Duration, Generation) {
+        let Some(known) = known else {
+            // `.` and `..`, which the kernel neither enters nor counts.
+            return (file_attr(&unknown(entry)), Duration::ZERO, Generation(0));
+        };
+        let (attr, attr_ttl, ttl) = self.entry(known);
+        (attr, attr_ttl.min(ttl), Generation(known.generation.0.into()))
     }
 
     pub(super) fn reply_entry(&self, result: Result<Entry>, reply: ReplyEntry) {
@@ -129,7 +160,7 @@ impl Answers {
 
     pub(super) fn reply_attr(&self, node: NodeId, result: Result<Attr>, reply: ReplyAttr) {
         match result {
-            Ok(attr) => reply.attr(&self.attr_ttl(node, &attr), &file_attr(&attr)),
+            Ok(attr) => reply.attr(&self.attr_ttl(node, &attr), &self.shown(&attr)),
             Err(error) => reply.error(errno(error)),
         }
     }
@@ -144,7 +175,11 @@ impl Answers {
 }
 
 /// Runs the body of a request. If it panics its reply object is dropped, which makes fuser answer EIO.
-pub(super) fn guard(request: &str, body: impl FnOnce()) {
+pub(super) fn guard(request: &'static str, body: impl FnOnce()) {
+    during(request, || caught(request, body));
+}
+
+fn caught(request: &str, body: impl FnOnce()) {
     if let Err(panic) = catch_unwind(AssertUnwindSafe(body)) {
         let message = panic.downcast_ref::<&str>().copied();
         let message = message.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
@@ -195,7 +230,7 @@ pub(super) fn with_buffer<T>(size: usize, body: impl FnOnce(&mut [u8]) -> T) -> 
 }
 
 /// What is known of an entry that was not looked up.
-pub(super) fn unknown(entry: &DirEntry<'_>) -> Attr {
+fn unknown(entry: &DirEntry<'_>) -> Attr {
     Attr { ino: entry.ino, mode: entry.kind.as_raw_mode(), ..NOTHING }
 }
 

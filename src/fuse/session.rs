@@ -4,11 +4,16 @@
 //! does.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use fuser::{Config, Filesystem, Session, SessionACL};
+use parking_lot::Mutex;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
+use crate::fuse::pulse::{self, Watch};
+use crate::sys::process;
 use crate::sys::sched::set_slice;
 
 /// Who may use the mount; the kernel must have been told the same by `allow_other`.
@@ -29,7 +34,11 @@ const MOST_THREADS: usize = 4;
 const SLICE: Duration = Duration::from_micros(100);
 
 /// A connection whose handshake is done; requests wait in the kernel until `run`.
-pub struct Connection<F: Filesystem>(Session<F>);
+pub struct Connection<F: Filesystem> {
+    session: Session<F>,
+    acl: SessionACL,
+    threads: usize,
+}
 
 /// Answers the kernel's INIT on `device`. `threads`: how many will serve; default min(cores, 4), at least 2.
 ///
@@ -50,26 +59,95 @@ pub fn connect<F: Filesystem>(
     };
     let mut config = Config::default();
     config.acl = acl;
-    config.n_threads = Some(threads.unwrap_or_else(default_threads).max(1));
+    let threads = threads.unwrap_or_else(default_threads).max(1);
+    config.n_threads = Some(threads);
     // A descriptor of its own for each thread made everything slower (fuse-facts), and opens /dev/fuse by its path.
     config.clone_fd = false;
-    Session::from_fd(filesystem, device, acl, config).map(Connection)
+    Session::from_fd(filesystem, device, acl, config).map(|session| Connection { session, acl, threads })
 }
 
 impl<F: Filesystem + Send + Sync + 'static> Connection<F> {
     /// The way to tell the kernel something it has not asked for.
     pub fn notifier(&self) -> fuser::Notifier {
-        self.0.notifier()
+        self.session.notifier()
     }
 
-    /// Serves until the mount is gone, in threads of its own; `Filesystem::destroy` has been called then.
+    /// Serves until the mount is gone, in threads of its own; `Filesystem::destroy` has been called then. `spare` serves when
+    /// all of them wait; `patience` is how long a request may take before the process ends.
     ///
     /// # Errors
-    /// As read(2) on /dev/fuse; as thread creation.
-    pub fn run(self) -> io::Result<()> {
+    /// As read(2) on /dev/fuse; as thread creation; as dup(2) and pipe(2).
+    pub fn run(self, spare: F, patience: Option<Duration>) -> io::Result<()>
+    where
+        F: Clone,
+    {
+        let device = self.session.as_fd().try_clone_to_owned()?;
+        let (nothing, _) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+        DEVICES.lock().extend([self.session.as_fd().as_raw_fd(), device.as_raw_fd()]);
+        let acl = self.acl;
+        let more = move |threads| serve_more(spare.clone(), device.as_fd(), acl, threads);
+        let give_up = move || give_up(&nothing);
+        pulse::start(self.threads, Watch { patience, more: Box::new(more), give_up: Box::new(give_up) });
         set_slice(SLICE);
-        self.0.run()
+        self.session.run()
     }
+}
+
+/// The numbers of all descriptors of /dev/fuse.
+static DEVICES: Mutex<Vec<RawFd>> = Mutex::new(Vec::new());
+/// Those who serve beside the first.
+static SPARES: Mutex<Vec<JoinHandle<io::Result<()>>>> = Mutex::new(Vec::new());
+
+/// Starts more threads on a connection that is served already.
+///
+/// fuser can only begin a connection. So the new session begins one with a socket, on which the kernel's first message lies;
+/// then the device takes the socket's place.
+fn serve_more<F>(filesystem: F, device: BorrowedFd<'_>, acl: SessionACL, threads: usize) -> io::Result<()>
+where
+    F: Filesystem + Send + Sync + 'static,
+{
+    let (socket, other) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    rustix::io::write(&other, &greeting())?;
+    let mut config = Config::default();
+    (config.acl, config.n_threads, config.clone_fd) = (acl, Some(threads), false);
+    let session = Session::from_fd(filesystem, socket, acl, config)?;
+    process::replace(session.as_fd(), device)?;
+    DEVICES.lock().push(session.as_fd().as_raw_fd());
+    let thread = std::thread::Builder::new().name("cowfs-spare".into()).spawn(move || session.run())?;
+    SPARES.lock().push(thread);
+    Ok(())
+}
+
+/// FUSE_INIT of protocol 7.31: a fuse_in_header of 40 bytes, and a fuse_init_in of 64 that offers nothing.
+fn greeting() -> [u8; 104] {
+    let mut message = [0; 104];
+    for (at, value) in [(0, 104_u32), (4, 26), (8, 1), (40, 7), (44, 31)] {
+        message[at..at + 4].copy_from_slice(&value.to_ne_bytes());
+    }
+    message
+}
+
+/// Waits until the further threads have done what they are at; the mount is gone.
+pub(super) fn join_spares() {
+    let spares = std::mem::take(&mut *SPARES.lock());
+    for spare in spares {
+        match spare.join() {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => log::warn!("a serving thread ended: {error}"),
+            Err(_) => log::error!("a serving thread ended by a panic"),
+        }
+    }
+}
+
+/// Ends the process so that the kernel ends the connection at once: threads that wait in the kernel outlive the others, with
+/// all that is open. So /dev/fuse is closed first, by putting something else in its place.
+fn give_up(nothing: &OwnedFd) {
+    for &number in &*DEVICES.lock() {
+        if let Err(errno) = process::replace_number(number, nothing.as_fd()) {
+            log::error!("the connection cannot be ended: {errno}");
+        }
+    }
+    process::exit_now(1);
 }
 
 /// min(cores, 4), at least 2, so that one slow request never keeps all others waiting.

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
+use crate::fuse::pulse::aside;
 use crate::sys::sched::set_slice;
 
 const MOST: usize = 8;
@@ -57,6 +58,7 @@ impl Workers {
     fn serve(&self) {
         // Long work, which must not hold up the short requests that the other threads answer.
         set_slice(Duration::ZERO);
+        aside();
         let mut line = self.line.lock();
         loop {
             if let Some(job) = line.jobs.pop_front() {

@@ -1,7 +1,7 @@
 //! Splitting and ending processes, and what a process inherits: descriptors, signal dispositions.
 
 use std::mem::MaybeUninit;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use rustix::io::Errno;
 use rustix::process::Pid;
@@ -91,6 +91,23 @@ pub fn adopt(number: RawFd) -> Result<OwnedFd, Errno> {
     }
     // SAFETY: the descriptor is open (just checked), and it came in from outside, so nothing else here owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Lets an open descriptor stand for what `with` stands for, in one step; see dup3(2).
+///
+/// # Errors
+/// As dup3(2).
+pub fn replace(fd: BorrowedFd<'_>, with: BorrowedFd<'_>) -> Result<(), Errno> {
+    replace_number(fd.as_raw_fd(), with)
+}
+
+/// The same for a descriptor whose owner is elsewhere and uses it on.
+///
+/// # Errors
+/// As dup3(2).
+pub fn replace_number(number: RawFd, with: BorrowedFd<'_>) -> Result<(), Errno> {
+    // SAFETY: no memory is passed. The number stays open, and whoever owns it goes on with another file.
+    super::check(unsafe { libc::dup3(with.as_raw_fd(), number, libc::O_CLOEXEC) }.into()).map(drop)
 }
 
 /// Puts signals back to what a program may count on: none blocked, children waited for.

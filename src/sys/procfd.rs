@@ -36,6 +36,15 @@ fn dir() -> Result<BorrowedFd<'static>, Errno> {
     Ok(unsafe { BorrowedFd::borrow_raw(FD.load(Ordering::Acquire)) })
 }
 
+/// Where in the kernel a thread of this process waits, by the name of a function; see proc_pid_wchan(5).
+pub fn waits_in(thread: i32) -> Option<String> {
+    let path = format!("../task/{thread}/wchan");
+    let file = rustix::fs::openat(dir().ok()?, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    let mut text = [0; 64];
+    let length = rustix::io::read(&file, &mut text).ok()?;
+    Some(String::from_utf8_lossy(&text[..length]).into_owned()).filter(|place| !place.is_empty() && place != "0")
+}
+
 fn name_of(fd: BorrowedFd<'_>) -> CString {
     CString::new(fd.as_raw_fd().to_string()).unwrap_or_default()
 }

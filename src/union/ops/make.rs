@@ -17,6 +17,7 @@ use crate::union::branch::{At, RealDir, change};
 use crate::union::engine::Union;
 use crate::union::error::{During, Errno, Result, best_effort};
 use crate::union::handle::OpenFile;
+use crate::union::marks::overlay;
 use crate::union::name::Name;
 use crate::union::node::{Link, Node, Seen};
 use crate::union::resolve::{Found, InUpper, in_upper, lies_below};
@@ -42,11 +43,9 @@ impl Union {
     /// As mknod(2); `mode` holds type and permissions, `rdev` major and minor number.
     ///
     /// # Errors
-    /// `EPERM` for what would be a whiteout; those of mknod(2) and of copying up the directory.
+    /// `EPERM` for the one number that is kept for others; those of mknod(2) and of copying up the directory.
     pub fn mknod(&self, parent: NodeId, name: &OsStr, mode: u32, rdev: (u32, u32), caller: &Caller) -> Result<Entry> {
-        if FileType::from_raw_mode(mode).is_char_device() && rdev == (0, 0) {
-            return Err(Errno::PERM);
-        }
+        let rdev = overlay::kept_number(FileType::from_raw_mode(mode), rdev)?;
         self.make(parent, name, caller, |dir, name| change::mknod(dir, name, mode, rdev))
     }
 

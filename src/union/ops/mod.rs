@@ -25,6 +25,7 @@ use crate::union::branch::{At, Presence, RealDir, Stat};
 use crate::union::engine::Union;
 use crate::union::error::{Errno, Result, best_effort};
 use crate::union::index::{Index, Record};
+use crate::union::marks::overlay;
 use crate::union::name::Name;
 use crate::union::node::{Body, Link, Node, Seen};
 use crate::union::ops::open::stat_of;
@@ -151,7 +152,7 @@ impl Union {
             nlink: self.nlink(node, stat)?,
             uid: stat.uid,
             gid: stat.gid,
-            rdev: stat.rdev,
+            rdev: overlay::shown_number(stat),
             blksize: stat.blksize,
             settled: self.is_settled(node),
         })

@@ -12,6 +12,9 @@ use crate::union::marks::overlay::is_private;
 use crate::union::node::Node;
 use crate::union::types::NodeId;
 
+/// How the names of POSIX ACLs begin.
+const ACL: &[u8] = b"system.posix_acl_";
+
 fn key_of(name: &OsStr, private: Errno) -> Result<CString> {
     if is_private(name.as_bytes()) {
         return Err(private);
@@ -23,10 +26,15 @@ impl Union {
     /// As getxattr(2).
     ///
     /// # Errors
-    /// `ENODATA`, for marks too; those of getxattr(2).
+    /// `ENODATA`, for marks too, and for ACLs where the branch knows none; those of getxattr(2).
     pub fn getxattr(&self, node: NodeId, name: &OsStr) -> Result<Vec<u8>> {
         let key = key_of(name, Errno::NODATA)?;
-        self.table.get(node)?.with(|at| at.xattr_value(&key))
+        match self.table.get(node)?.with(|at| at.xattr_value(&key)) {
+            // A branch that knows no ACLs (squashfs, a FUSE filesystem) has none. The kernel asks for them to check
+            // permissions, and would refuse everybody but the owner with any other answer.
+            Err(Errno::OPNOTSUPP) if name.as_bytes().starts_with(ACL) => Err(Errno::NODATA),
+            value => value,
+        }
     }
 
     /// NUL-terminated names, as listxattr(2), without marks.

@@ -1,0 +1,127 @@
+#!/bin/bash
+# A branch that does not answer: statfs(2) is answered all the same, what needs only the other branches is done, and with
+# watchdog= the daemon ends in time, so that whoever looks after the mount sees it.
+# timeout: 120
+. "$(dirname "$0")/../lib.sh"
+
+mkdir -p base/d far up m m2
+for i in {1..60}; do echo "$i" >"base/d/$i"; done
+now() { date +%s%N; }
+# of DIR: the daemon of the union on DIR.
+of() { pgrep -f -- " $1\$" | head -n 1; }
+# The lower is a filesystem of another daemon, which can be stopped: as a file server that is gone.
+far_away() { union -o allow_other,entry_timeout=0,attr_timeout=0 base=RO "$T/far"; FAR=$(of "$T/far"); }
+# soon NAME SECONDS COMMAND...: it succeeds within that time.
+soon() {
+	local name=$1 limit=$2
+	shift 2
+	check "$name" timeout -k 1 "$limit" "$@"
+}
+# readers N: that many processes, each at a name of its own.
+readers() { local i; READERS=(); for ((i = 1; i <= $1; i++)); do cat "m/d/$i" >"out.$i" 2>&1 & READERS+=($!); done; }
+# still ones of them that are alive
+alive() { local p n=0; for p in "${READERS[@]}"; do kill -0 "$p" 2>/dev/null && n=$((n + 1)); done; echo $n; }
+
+# ---- statfs, and all that needs not ask the branch ---------------------------------------------------------------------
+
+check "a far branch" far_away
+check "a union over it" union -o cow,allow_other,entry_timeout=0,attr_timeout=0 "$T/far=RO:$T/up=RW" "$T/m"
+D=$(of "$T/m")
+mkdir m/mine
+equal "threads at rest" "$(ls "/proc/$D/task" | wc -l)" 3
+kill -STOP "$FAR"
+readers 20
+sleep 1.5
+equal "all readers wait" "$(alive)" 20
+for i in 1 2 3; do soon "statfs is answered, $i" 1 stat -f m; done
+soon "df is" 1 df m
+soon "a change of what is in the upper alone" 3 sh -c 'echo mine >m/mine/file && mv m/mine/file m/mine/other && cat m/mine/other'
+equal "all readers still wait" "$(alive)" 20
+check "there are more threads" [ "$(ls "/proc/$D/task" | wc -l)" -gt 20 ]
+kill -CONT "$FAR"
+wait "${READERS[@]}"
+equal "when the branch is back every reader gets its own" "$(cat out.{1..20} | tr '\n' ' ')" "$(echo {1..20}) "
+equal "and all goes on" "$(cat m/d/60 && echo more >>m/d/1 && cat m/d/1)" $'60\n1\nmore'
+check "many at once" bash -c 'for i in {1..60}; do cat m/d/$i >/dev/null & done; wait'
+check "umount" unmount m
+check "the daemon ends" bash -c "for i in {1..50}; do kill -0 $D 2>/dev/null || exit 0; sleep 0.1; done; exit 1"
+
+# ---- a stopped upper ---------------------------------------------------------------------------------------------------
+
+mkdir fup
+check "a far upper" union -o cow,allow_other,whiteout=oci base=RO:up=RW "$T/far2" 2>/dev/null || { mkdir far2; check "a far upper" union -o cow,allow_other base=RO:up=RW "$T/far2"; }
+check "a union with it" union -o cow,allow_other,entry_timeout=0,attr_timeout=0 "$T/base=RO:$T/far2=RW" "$T/m"
+UP=$(of "$T/far2")
+before=$(stat -f -c '%b %S' m)
+kill -STOP "$UP"
+touch m/x 2>/dev/null &
+sleep 0.5
+equal "the last known figures are told" "$(timeout 2 stat -f -c '%b %S' m)" "$before"
+kill -CONT "$UP"
+wait $!
+check "and it goes on" [ -e m/x ]
+check "umount" unmount m
+check "umount" unmount far2
+
+# ---- watchdog= ---------------------------------------------------------------------------------------------------------
+
+# watched NAME COMMAND...: the union that COMMAND mounts is given up when its branch stops.
+watched() {
+	local name=$1 began D took
+	shift
+	rm -f log
+	check "$name: mounts" "$@" || return
+	D=$(of "$T/m")
+	for i in {1..30}; do cat "m/d/$i" >/dev/null; done
+	sleep 3
+	check "$name: it lives while all is answered" kill -0 "$D"
+	kill -STOP "$FAR"
+	readers 1
+	began=$(now)
+	for i in {1..150}; do
+		timeout 1 stat -f m >/dev/null 2>stderr || { grep -q 'not connected' stderr && break; }
+		sleep 0.1
+	done
+	took=$((($(now) - began) / 1000000))
+	check "$name: a check sees that it is dead ($took ms)" [ $took -ge 1800 -a $took -lt 6000 ]
+	wait "${READERS[@]}"
+	check "$name: who waited is told so" grep -qE 'connect|abort' out.1
+	check "$name: the log says what was waited for" grep -qE 'watchdog: .*(lookup|open|read|getattr) for [0-9.]+ s in [a-z_?]+' log
+	kill -CONT "$FAR"
+	check "$name: the daemon is gone" bash -c "for i in {1..50}; do kill -0 $D 2>/dev/null || exit 0; sleep 0.1; done; exit 1"
+	umount m
+}
+O=cow,allow_other,watchdog=2,entry_timeout=0,attr_timeout=0
+watched "watchdog" union -o "$O,debug_file=$T/log" "$T/far=RO:$T/up=RW" "$T/m"
+watched "one thread" union -s -o "$O,debug_file=$T/log" "$T/far=RO:$T/up=RW" "$T/m"
+mkdir -p ns
+watched "chroot" union -o "$O,chroot=$T,debug_file=$T/log" "/far=RO:/up=RW" "$T/m"
+check "the union is mounted anew" union -o "$O" "$T/far=RO:$T/up=RW" "$T/m"
+equal "with all that it had" "$(cat m/d/1)" $'1\nmore'
+check "umount" unmount m
+
+# In a user namespace there is no /sys/fs/fuse/connections; and nobody needs it.
+kill -CONT "$FAR"
+unshare -Urm --propagation unchanged bash -c '
+	mkdir -p uup && "$COWFS" -o cow,watchdog=1,entry_timeout=0,attr_timeout=0 far=RO:uup=RW m2 && cat m2/d/1 >/dev/null &&
+	echo ready >ready && until [ -e stopped ]; do sleep 0.1; done
+	cat m2/d/2 >uout 2>&1
+	stat -f m2 >uend 2>&1; echo done >finished' &
+for i in {1..50}; do [ -e ready ] && break; sleep 0.1; done
+kill -STOP "$FAR"
+touch stopped
+for i in {1..80}; do [ -e finished ] && break; sleep 0.1; done
+check "in a user namespace too" grep -q 'not connected' uend
+kill -CONT "$FAR"
+wait $!
+
+# A long copy is no reason.
+check "a union with watchdog=1" union -o cow,watchdog=1 base=RO:up=RW "$T/m"
+D=$(of "$T/m")
+sleep 2
+check "who is idle is not given up" kill -0 "$D"
+check "nor is its thread there" [ "$(ls "/proc/$D/task" | wc -l)" -le 4 ]
+check "umount" unmount m
+check "umount" unmount far
+check "no daemon left" no_daemon_left
+finish
