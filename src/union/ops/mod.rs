@@ -141,13 +141,16 @@ impl Union {
     /// What stat shows of `node`, whose real object has the attributes `stat`.
     fn attr(&self, node: &Arc<Node>, stat: &Stat) -> Result<Attr> {
         let data = self.data_stat(node, stat).unwrap_or(*stat);
+        // In a statement of its own, or it would be held while `nlink` asks for it again: a writer waiting in between
+        // would stop both.
+        let touched = node.body.read().touched;
         Ok(Attr {
             ino: node.ino,
             size: data.size,
             blocks: data.blocks,
             atime: stat.atime,
             mtime: stat.mtime,
-            ctime: stat.ctime.max(node.body.read().touched.unwrap_or(stat.ctime)),
+            ctime: stat.ctime.max(touched.unwrap_or(stat.ctime)),
             mode: stat.mode,
             nlink: self.nlink(node, stat)?,
             uid: stat.uid,
