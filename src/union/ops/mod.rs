@@ -3,6 +3,7 @@
 //!
 //! Here: what all of them need, from a name to a node and from a real object's stat to the attributes shown.
 
+mod again;
 mod attr;
 pub mod behind;
 mod dir;
@@ -30,7 +31,7 @@ use crate::union::node::{Body, Link, Node, Seen};
 use crate::union::ops::open::stat_of;
 use crate::union::resolve::{Found, find};
 use crate::union::stack::Stack;
-use crate::union::types::{Attr, BranchId, Entry};
+use crate::union::types::{Attr, BranchId, Entry, Generation};
 
 /// A name as a program gives it.
 fn name_of(name: &OsStr) -> Result<Name> {
@@ -55,7 +56,7 @@ impl Union {
     fn enter(&self, parent: &Arc<Node>, name: &Name, found: Found) -> Result<(Arc<Node>, Attr)> {
         let mut stat = *found.stat();
         let (seen, in_index) = match found {
-            Found::Dir(layers, _) => (self.seen_dir(layers)?, None),
+            Found::Dir(layers, stat) => (self.seen_dir(layers, &stat)?, None),
             Found::Leaf(dir, _) => self.seen_leaf(&dir, name, &mut stat)?,
         };
         let branch = if in_index.is_some() { seen_branch_of_name(&seen) } else { seen.branch };
@@ -72,23 +73,25 @@ impl Union {
         Ok((node, attr))
     }
 
-    fn seen_dir(&self, layers: crate::union::stack::Layers) -> Result<Seen> {
+    fn seen_dir(&self, layers: crate::union::stack::Layers, stat: &Stat) -> Result<Seen> {
         let top = layers.iter().find(|dir| dir.presence != Presence::MarksOnly).ok_or(Errno::IO)?;
         let (branch, identity) = (top.branch, top.identity());
-        let ino = match top.place() {
+        let (ino, born) = match top.place() {
             Some((parent, name)) => self.numbers.shown(&self.stack, top, &parent.at(&name)?, identity)?,
-            None => self.numbers.number(identity.0, identity.1),
+            None => (self.numbers.number(identity.0, identity.1), None),
         };
-        Ok(Seen { ino, kind: rustix::fs::FileType::Directory, identity, branch, layers, lost: None })
+        let generation = Generation::of(born.unwrap_or(stat.btime));
+        Ok(Seen { ino, generation, kind: rustix::fs::FileType::Directory, identity, branch, layers, lost: None })
     }
 
     /// A file found in `dir`; if it is one of several lower names of a file whose copy is in the index, the copy is
     /// seen (and `stat` becomes the copy's).
     fn seen_leaf(&self, dir: &Arc<RealDir>, name: &Name, stat: &mut Stat) -> Result<(Seen, Option<At>)> {
         let at = dir.at(name)?;
-        let ino = self.numbers.shown(&self.stack, dir, &at, stat.identity())?;
+        let (ino, born) = self.numbers.shown(&self.stack, dir, &at, stat.identity())?;
         let mut seen = Seen {
             ino,
+            generation: Generation::of(born.unwrap_or(stat.btime)),
             kind: stat.kind(),
             identity: stat.identity(),
             branch: dir.branch,
@@ -192,7 +195,7 @@ impl Union {
 
     /// The answer to a look-up or a creation.
     fn entry(&self, (node, attr): (Arc<Node>, Attr)) -> Entry {
-        Entry { node: node.id, attr }
+        Entry { node: node.id, generation: node.generation, attr }
     }
 
     /// Makes the upper's directory `dir` look untouched again: names change in it that the union does not see change.
