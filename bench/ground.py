@@ -233,6 +233,11 @@ def known_peers(cowfs, fuse_overlayfs_2, cowfs_options):
         branches = ":".join([f"{up}=RW", *(f"{lower}=RO" for lower in low)])
         return ["unionfs-fuse", "-o", ",".join(["cow,allow_other,max_files=16384", *opts]), branches, at]
 
+    def ours(low, up, _work, at, opts):
+        # Its own form of call; with `lowerdir=` it takes the caller for a container engine, and leaves marks out.
+        branches = ":".join([f"{up}=RW", *(f"{lower}=RO" for lower in low)])
+        return [cowfs, "-o", ",".join(["cow", "allow_other", *opts, *cowfs_options]), branches, at]
+
     def overlay(low, up, work, at, opts):
         # mount(8) would cut longer options silently, and the mount would lack layers.
         if len(overlay_options(low, up, work, opts)) >= 4096:
@@ -246,7 +251,7 @@ def known_peers(cowfs, fuse_overlayfs_2, cowfs_options):
         Peer("fo1", "fuse-overlayfs (Debian)", overlay_like("/usr/bin/fuse-overlayfs"),
              lambda: debian_version("fuse-overlayfs")),
         Peer("fo2", "fuse-overlayfs 2.0.0", overlay_like(fuse_overlayfs_2), lambda: "2.0.0"),
-        Peer("cowfs", "cowfs", overlay_like(cowfs, "allow_other", *cowfs_options), lambda: cowfs_version(cowfs)),
+        Peer("cowfs", "cowfs", ours, lambda: cowfs_version(cowfs)),
     ]
 
 
