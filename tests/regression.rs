@@ -331,3 +331,43 @@ fn ordinary_user_child() {
     assert_eq!((suid.perm(), suid.uid), (0o777, 65534), "it must not act for another now");
     fs.unmount(true);
 }
+
+/// Who was going on with an old listing of a directory put it in the place of the one that somebody else had begun
+/// meanwhile, who then did not see a name that was created before: `ls` beside other readers of a large directory.
+#[test]
+fn a_listing_is_not_gone_on_with_in_an_older_one() {
+    let stack = Stack::new(Format::Overlay, &[empty(), lower().file("a", "").file("b", "").file("c", "")]);
+    let fs = engine(&stack);
+    let union = fs.union();
+    let mut old = 0;
+    union.readdir(NodeId::ROOT, 0, &mut |entry| std::mem::replace(&mut old, entry.next) == 0).unwrap();
+    let mut seen = Vec::new();
+    let mut at = 0;
+    let created: Vec<String> = (0..64).map(|number| format!("created{number}")).collect();
+    union
+        .readdir(NodeId::ROOT, old, &mut |_| {
+            for name in &created {
+                let new = union.mkdir(NodeId::ROOT, OsStr::new(name), 0o755, &Caller::ROOT).unwrap();
+                union.forget(new.node, 1);
+            }
+            let mut one = |entry: cowfs::union::types::DirEntry<'_>| {
+                if seen.is_empty() {
+                    seen.push(entry.name.to_vec());
+                    at = entry.next;
+                    return true;
+                }
+                false
+            };
+            union.readdir(NodeId::ROOT, 0, &mut one).unwrap();
+            false
+        })
+        .unwrap();
+    let mut rest = |entry: cowfs::union::types::DirEntry<'_>| {
+        seen.push(entry.name.to_vec());
+        true
+    };
+    union.readdir(NodeId::ROOT, at, &mut rest).unwrap();
+    assert!(created.iter().all(|name| seen.contains(&name.clone().into_bytes())), "{} names", seen.len());
+    drop(union);
+    fs.unmount(true);
+}
