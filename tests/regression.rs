@@ -371,3 +371,38 @@ fn a_listing_is_not_gone_on_with_in_an_older_one() {
     drop(union);
     fs.unmount(true);
 }
+
+/// Who went on with a listing after a change was given what was there before it. The kernel took that into the listing it
+/// had begun to keep for another reader, and showed it until the next change: a name was missing, or one was there still.
+#[test]
+fn who_goes_on_with_a_listing_sees_what_was_changed() {
+    let stack = Stack::new(Format::Overlay, &[empty(), lower()]);
+    let fs = engine(&stack);
+    let union = fs.union();
+    let names = |at: u64| {
+        let mut names = Vec::new();
+        let mut add = |entry: cowfs::union::types::DirEntry<'_>| {
+            names.push(entry.name.to_vec());
+            true
+        };
+        union.readdir(NodeId::ROOT, at, &mut add).unwrap();
+        names
+    };
+    let begin = || {
+        let mut at = 0;
+        union.readdir(NodeId::ROOT, 0, &mut |entry| std::mem::replace(&mut at, entry.next) == 0).unwrap();
+        at
+    };
+    // Behind the dots; all others are still to come.
+    let after = begin();
+    fs.mkdir(b"made", 0o755).unwrap();
+    assert_eq!(names(after), [b"made"]);
+    let after = begin();
+    fs.rename(b"made", b"moved", 0).unwrap();
+    assert_eq!(names(after), [b"moved"]);
+    let after = begin();
+    fs.rmdir(b"moved").unwrap();
+    assert_eq!(names(after), [b""; 0]);
+    drop(union);
+    fs.unmount(true);
+}

@@ -22,6 +22,8 @@ const NUMBERS: u64 = (1 << 31) - (1 << 24);
 
 /// How many listings are kept while they are read.
 const KEPT: usize = 8;
+/// A listing of more names than this is not taken anew because some of them have been deleted.
+const MANY: usize = 16 << 10;
 
 /// The names of a directory.
 #[derive(Debug, Default)]
@@ -121,6 +123,15 @@ impl Readings {
         kept.retain(|(of, _)| *of != node);
         kept.truncate(KEPT - 1);
         kept.push_front((node, listing));
+    }
+
+    /// A request has changed which names `node` has; `added`: some came.
+    ///
+    /// The kernel puts the parts that it is given at one time into one listing of its own, whoever asked for them, and
+    /// keeps that until the next change. So who goes on must not be given what was there before a change. Only where very
+    /// many names are deleted while they are listed would that cost too much.
+    pub fn changed(&self, node: NodeId, added: bool) {
+        self.kept.lock().retain(|(of, listing)| *of != node || (!added && listing.len() > MANY));
     }
 
     /// This listing has been read to its end; somebody else may still read a newer one.
