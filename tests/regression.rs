@@ -357,3 +357,78 @@ fn ordinary_user_child() {
     assert_eq!((suid.perm(), suid.uid), (0o777, 65534), "it must not act for another now");
     fs.unmount(true);
 }
+
+/// Who was going on with an old listing of a directory put it in the place of the one that somebody else had begun
+/// meanwhile, who then did not see a name that was created before: `ls` beside other readers of a large directory.
+#[test]
+fn a_listing_is_not_gone_on_with_in_an_older_one() {
+    let stack = Stack::new(Format::Overlay, &[empty(), lower().file("a", "").file("b", "").file("c", "")]);
+    let fs = engine(&stack);
+    let union = fs.union();
+    let mut old = 0;
+    union.readdir(NodeId::ROOT, 0, &mut |entry| std::mem::replace(&mut old, entry.next) == 0).unwrap();
+    let mut seen = Vec::new();
+    let mut at = 0;
+    let created: Vec<String> = (0..64).map(|number| format!("created{number}")).collect();
+    union
+        .readdir(NodeId::ROOT, old, &mut |_| {
+            for name in &created {
+                let new = union.mkdir(NodeId::ROOT, OsStr::new(name), 0o755, &Caller::ROOT).unwrap();
+                union.forget(new.node, 1);
+            }
+            let mut one = |entry: cowfs::union::types::DirEntry<'_>| {
+                if seen.is_empty() {
+                    seen.push(entry.name.to_vec());
+                    at = entry.next;
+                    return true;
+                }
+                false
+            };
+            union.readdir(NodeId::ROOT, 0, &mut one).unwrap();
+            false
+        })
+        .unwrap();
+    let mut rest = |entry: cowfs::union::types::DirEntry<'_>| {
+        seen.push(entry.name.to_vec());
+        true
+    };
+    union.readdir(NodeId::ROOT, at, &mut rest).unwrap();
+    assert!(created.iter().all(|name| seen.contains(&name.clone().into_bytes())), "{} names", seen.len());
+    drop(union);
+    fs.unmount(true);
+}
+
+/// Who went on with a listing after a change was given what was there before it. The kernel took that into the listing it
+/// had begun to keep for another reader, and showed it until the next change: a name was missing, or one was there still.
+#[test]
+fn who_goes_on_with_a_listing_sees_what_was_changed() {
+    let stack = Stack::new(Format::Overlay, &[empty(), lower()]);
+    let fs = engine(&stack);
+    let union = fs.union();
+    let names = |at: u64| {
+        let mut names = Vec::new();
+        let mut add = |entry: cowfs::union::types::DirEntry<'_>| {
+            names.push(entry.name.to_vec());
+            true
+        };
+        union.readdir(NodeId::ROOT, at, &mut add).unwrap();
+        names
+    };
+    let begin = || {
+        let mut at = 0;
+        union.readdir(NodeId::ROOT, 0, &mut |entry| std::mem::replace(&mut at, entry.next) == 0).unwrap();
+        at
+    };
+    // Behind the dots; all others are still to come.
+    let after = begin();
+    fs.mkdir(b"made", 0o755).unwrap();
+    assert_eq!(names(after), [b"made"]);
+    let after = begin();
+    fs.rename(b"made", b"moved", 0).unwrap();
+    assert_eq!(names(after), [b"moved"]);
+    let after = begin();
+    fs.rmdir(b"moved").unwrap();
+    assert_eq!(names(after), [b""; 0]);
+    drop(union);
+    fs.unmount(true);
+}

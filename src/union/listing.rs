@@ -16,12 +16,14 @@ use rustix::fs::FileType;
 
 use crate::union::types::{DirEntry, Ino, NodeId};
 
-/// `.` and `..` come first; then there is room for names, whose numbers go up to 2^31 less room to make them unequal.
-const FIRST: u32 = 16;
+/// `.` and `..` come first; then there is room to make numbers unequal; those of names go up to 2^31.
+const FIRST: u32 = 1 << 24;
 const NUMBERS: u64 = (1 << 31) - (1 << 24);
 
 /// How many listings are kept while they are read.
 const KEPT: usize = 8;
+/// A listing of more names than this is not taken anew because some of them have been deleted.
+const MANY: usize = 16 << 10;
 
 /// The names of a directory.
 #[derive(Debug, Default)]
@@ -71,10 +73,12 @@ impl Listing {
             };
         }
         entries.sort_unstable_by(|a, b| a.position.cmp(&b.position).then_with(|| name(a).cmp(name(b))));
-        let mut last = 0;
-        for entry in entries {
-            last = entry.position.max(last + 1);
-            entry.position = last;
+        // Of names with one number the last keeps it. So it stays where it is when those before it go, as they do when
+        // somebody deletes what he has listed.
+        let mut next = u32::MAX;
+        for entry in entries.iter_mut().rev() {
+            next = entry.position.min(next.saturating_sub(1));
+            entry.position = next;
         }
     }
 
@@ -116,11 +120,16 @@ impl Readings {
 
     /// The listing of `node` that somebody has begun to read, if it is still here.
     pub fn begun(&self, node: NodeId) -> Option<Arc<Listing>> {
-        let kept = self.kept.lock();
-        kept.iter().find(|(of, _)| *of == node).map(|(_, listing)| listing.clone())
+        let mut kept = self.kept.lock();
+        let at = kept.iter().position(|(of, _)| *of == node)?;
+        let one = kept.remove(at)?;
+        let listing = one.1.clone();
+        kept.push_front(one);
+        Some(listing)
     }
 
-    /// Somebody has read in the listing of `node`, and will go on.
+    /// A listing of `node` has been taken now. An older one must never take its place: who began with this one would miss
+    /// the names that came in between.
     pub fn keep(&self, node: NodeId, listing: Arc<Listing>) {
         let mut kept = self.kept.lock();
         kept.retain(|(of, _)| *of != node);
@@ -128,10 +137,19 @@ impl Readings {
         kept.push_front((node, listing));
     }
 
-    /// Nobody reads the listing of `node` any more.
-    pub fn drop(&self, node: NodeId) {
+    /// A request has changed which names `node` has; `added`: some came.
+    ///
+    /// The kernel puts the parts that it is given at one time into one listing of its own, whoever asked for them, and
+    /// keeps that until the next change. So who goes on must not be given what was there before a change. Only where very
+    /// many names are deleted while they are listed would that cost too much.
+    pub fn changed(&self, node: NodeId, added: bool) {
+        self.kept.lock().retain(|(of, listing)| *of != node || (!added && listing.len() > MANY));
+    }
+
+    /// This listing has been read to its end; somebody else may still read a newer one.
+    pub fn drop(&self, listing: &Arc<Listing>) {
         let mut kept = self.kept.lock();
-        kept.retain(|(of, _)| *of != node);
+        kept.retain(|(_, one)| !Arc::ptr_eq(one, listing));
         if kept.is_empty() {
             kept.shrink_to_fit();
         }
@@ -173,6 +191,25 @@ mod tests {
     }
 
     #[test]
+    fn a_name_stays_in_place_when_another_one_of_its_number_goes() {
+        let readings = Readings::default();
+        let mut seen = std::collections::HashMap::new();
+        let (first, second) = (0..)
+            .find_map(|n: u32| {
+                let name = n.to_string();
+                let number = readings.key.hash_one(name.as_bytes()) % NUMBERS;
+                seen.insert(number, name.clone()).map(|other| (other, name))
+            })
+            .unwrap();
+        let both = readings.begin(listing(&[&first, &second]));
+        let read = both.after(0).next().map(|one| (one.name.to_vec(), one.next)).unwrap();
+        let left = if read.0 == first.as_bytes() { &second } else { &first };
+        // What was read is deleted, and the listing taken anew.
+        let after = readings.begin(listing(&[left]));
+        assert_eq!(after.after(read.1).map(|one| one.name.to_vec()).collect::<Vec<_>>(), [left.as_bytes()]);
+    }
+
+    #[test]
     fn positions_differ_fit_into_31_bits_and_begin_with_the_dots() {
         let readings = Readings::default();
         let names: Vec<String> = (0..200_000).map(|n| n.to_string()).collect();
@@ -193,7 +230,8 @@ mod tests {
         }
         assert_eq!(readings.kept.lock().len(), KEPT);
         assert!(readings.begun(NodeId(99)).is_some() && readings.begun(NodeId(0)).is_none());
-        readings.drop(NodeId(99));
+        let last = readings.begun(NodeId(99)).unwrap();
+        readings.drop(&last);
         assert!(readings.begun(NodeId(99)).is_none());
     }
 }

@@ -74,16 +74,18 @@ impl Union {
         let begun = if offset > 0 { self.readings.begun(node.id) } else { None };
         let listing = match begun {
             Some(listing) => listing,
-            None => self.readings.begin(self.listing(&node)?),
+            None => {
+                let listing = self.readings.begin(self.listing(&node)?);
+                self.readings.keep(node.id, listing.clone());
+                listing
+            }
         };
         let mut rest = listing.after(offset).peekable();
         if rest.peek().is_none() {
-            self.readings.drop(node.id);
+            self.readings.drop(&listing);
             return Ok(());
         }
         rest.all(each);
-        drop(rest);
-        self.readings.keep(node.id, listing);
         Ok(())
     }
 

@@ -241,7 +241,9 @@ impl Union {
             }
         };
         let free = Free { upper, parent, dir, name, hidden };
-        Ok(self.entry(act(&free).during("create", name)?))
+        let made = act(&free).during("create", name);
+        self.readings.changed(parent.id, true);
+        Ok(self.entry(made?))
     }
 
     /// The node for the object that has just been made.

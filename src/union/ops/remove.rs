@@ -81,6 +81,7 @@ impl Union {
         let below = !in_upper || lies_below(&self.stack, &parent.layers()?, &name)?;
         let (node, _) = self.enter(&parent, &name, found)?;
         let done = self.remove_node(&parent, &dir, &name, (&node, Removal::plan(in_upper, below)));
+        self.readings.changed(parent.id, false);
         drop(names);
         let id = node.id;
         drop(node);

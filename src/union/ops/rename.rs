@@ -142,11 +142,13 @@ impl Union {
             kept.extend([Some(source), target].into_iter().flatten());
             return Ok(false);
         }
-        match victim {
-            Some(victim) if exchange => self.exchange(old, new, (node, victim))?,
-            victim => self.replace(old, new, node, victim)?,
-        }
-        Ok(true)
+        let done = match victim {
+            Some(victim) if exchange => self.exchange(old, new, (node, victim)),
+            victim => self.replace(old, new, node, victim),
+        };
+        self.readings.changed(new.parent.id, true);
+        self.readings.changed(old.parent.id, exchange);
+        done.map(|()| true)
     }
 
     fn counted(&self, end: &End<'_>) -> Result<Option<Counted<'_>>> {
