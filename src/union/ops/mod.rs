@@ -141,35 +141,32 @@ impl Union {
     /// What stat shows of `node`, whose real object has the attributes `stat`.
     fn attr(&self, node: &Arc<Node>, stat: &Stat) -> Result<Attr> {
         let data = self.data_stat(node, stat).unwrap_or(*stat);
-        // In a statement of its own, or it would be held while `nlink` asks for it again: a writer waiting in between
-        // would stop both.
-        let touched = node.body.read().touched;
+        // Once: who waits to write it would keep a second look from coming to an end, and wait for the first.
+        let body = node.body.read();
         Ok(Attr {
             ino: node.ino,
             size: data.size,
             blocks: data.blocks,
             atime: stat.atime,
             mtime: stat.mtime,
-            ctime: stat.ctime.max(touched.unwrap_or(stat.ctime)),
+            ctime: stat.ctime.max(body.touched.unwrap_or(stat.ctime)),
             mode: stat.mode,
-            nlink: self.nlink(node, stat)?,
+            nlink: self.nlink(node, &body, stat)?,
             uid: stat.uid,
             gid: stat.gid,
             rdev: overlay::shown_number(stat),
             blksize: stat.blksize,
-            settled: self.is_settled(node),
+            settled: self.is_settled(&body),
         })
     }
 
     /// Whether only requests change what `node` shows. A directory with lower parts shows their changes too.
-    fn is_settled(&self, node: &Node) -> bool {
-        let body = node.body.read();
+    fn is_settled(&self, body: &Body) -> bool {
         self.stack.is_upper(body.branch) && body.layers.len() <= 1 && body.data_place().is_none()
     }
 
     /// How many names the union has for `node`.
-    fn nlink(&self, node: &Node, stat: &Stat) -> Result<u32> {
-        let body = node.body.read();
+    fn nlink(&self, node: &Node, body: &Body, stat: &Stat) -> Result<u32> {
         if node.is_dir() {
             let parts = body.layers.iter().filter(|dir| dir.presence != Presence::MarksOnly).count();
             return Ok(if body.links.is_empty() && body.held.is_some() {
