@@ -354,6 +354,7 @@ mod tests {
             ("sync,dirsync", |r| (r.flags.sync, r.flags.dirsync) = (true, true)),
             ("direct_io", |r| r.direct_io = true),
             ("coherent", |r| r.coherent = true),
+            ("watch", |r| r.watch = true),
             ("passthrough=off", |r| r.no_passthrough = true),
             ("debug", |r| r.debug = true),
             ("debug_file=/var/log/x", |r| r.debug_file = Some("/var/log/x".into())),

@@ -83,6 +83,7 @@ const KNOWN: &[(&str, Effect)] = &[
     ("redirect", Value("on|off", |t, v| v.set(&mut t.redirect, on_off))),
     ("volatile", Switch(|t| t.request.engine.volatile = true)),
     ("coherent", Switch(|t| t.request.coherent = true)),
+    ("watch", Switch(|t| t.request.watch = true)),
     ("passthrough", Value("auto|off", |t, v| v.read(is_off).map(|off| t.request.no_passthrough = off))),
     ("threads", Value("NUMBER", |t, v| v.set(&mut t.request.threads, threads))),
     ("lock_wait", Value("SECONDS", |t, v| v.set(&mut t.request.lock_wait, bounded_seconds))),
@@ -237,6 +238,15 @@ const KNOWN: &[(&str, Effect)] = &[
     ("writeback", Nothing),
     ("xino", Nothing),
 ];
+
+/// The options that have an effect, with the form of the value if they take one.
+pub(super) fn offered() -> impl Iterator<Item = (&'static str, Option<&'static str>)> {
+    KNOWN.iter().filter_map(|&(name, effect)| match effect {
+        Switch(_) => Some((name, None)),
+        Value(form, _) => Some((name, Some(form))),
+        Nothing | Refused(_) => None,
+    })
+}
 
 /// Splits the argument of one `-o`; empty options are skipped, container engines write them.
 ///

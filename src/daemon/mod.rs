@@ -21,3 +21,4 @@ mod sandbox;
 mod signals;
 pub mod start;
 mod stdio;
+mod watch;

@@ -121,6 +121,8 @@ pub struct MountRequest {
     pub negative_timeout: Option<Duration>,
     /// `coherent`: descriptors and maps of a lower file see what is written after it was copied up, whatever it is.
     pub coherent: bool,
+    /// `watch`: changes of the lower branches are seen at once.
+    pub watch: bool,
     /// `passthrough=off`: all data go through the daemon.
     pub no_passthrough: bool,
     /// `direct_io`: file data by-passes the kernel's page cache.

@@ -22,7 +22,7 @@ use crate::daemon::request::MountRequest;
 use crate::daemon::resolve::{self, Checked, Resolved, describe};
 use crate::daemon::sandbox::Sandbox;
 use crate::daemon::stdio::Null;
-use crate::daemon::{limits, lock, namespace, signals};
+use crate::daemon::{limits, lock, namespace, signals, watch};
 use crate::fuse::session::{Audience, Connection, connect};
 use crate::fuse::{Adapter, Settings};
 use crate::sys::process;
@@ -91,10 +91,16 @@ fn serve(request: &MountRequest, ready: Ready) -> Checked<()> {
     let (device, mount) = means.mount(request, mountpoint)?;
     let mount = Arc::new(Mutex::new(mount));
 
-    let opened = open_union(resolved, overlaps, request)
-        .and_then(|union| open_connection(union, device, request))
-        .and_then(|connection| Ok((connection, settle(request, equipment, &mount, ready)?)));
-    let ((connection, spare), _watched) = opened.inspect_err(|_| {
+    let opened = open_union(resolved, overlaps, request).map(Arc::new).and_then(|union| {
+        let watch = if request.watch { Some(watch::begin(&union)?) } else { None };
+        let (connection, spare) = open_connection(union.clone(), device, request)?;
+        let watched = settle(request, equipment, &mount, ready)?;
+        if let Some(watch) = watch {
+            watch.start(union, spare.notices()).map_err(|error| format!("cannot start a thread: {error}"))?;
+        }
+        Ok((connection, spare, watched))
+    });
+    let (connection, spare, _watched) = opened.inspect_err(|_| {
         // The line on the way out says what failed; that nothing stands is the best that can be added.
         let _ = mount.lock().detach();
     })?;
@@ -147,7 +153,11 @@ fn open_union(resolved: Resolved, overlaps: Overlaps, request: &MountRequest) ->
     Union::open(layout, request.engine.clone())
 }
 
-fn open_connection(union: Union, device: OwnedFd, request: &MountRequest) -> Checked<(Connection<Adapter>, Adapter)> {
+fn open_connection(
+    union: Arc<Union>,
+    device: OwnedFd,
+    request: &MountRequest,
+) -> Checked<(Connection<Adapter>, Adapter)> {
     let audience = match (request.allow_other, request.allow_root) {
         (true, _) => Audience::Everybody,
         (false, true) => Audience::OwnerAndRoot,
@@ -159,6 +169,7 @@ fn open_connection(union: Union, device: OwnedFd, request: &MountRequest) -> Che
         negative_ttl: request.negative_timeout,
         direct_io: request.direct_io,
         coherent: request.coherent,
+        watched: request.watch,
         passthrough: !request.no_passthrough,
         acl: !request.noacl,
     };

@@ -21,7 +21,7 @@ use fuser::{
 
 use crate::fuse::convert::{errno, file_attr, kind, received_device, set_time};
 use crate::fuse::ioctl::ioctl;
-use crate::fuse::notify::{Notice, Notices};
+use crate::fuse::notify::Notices;
 use crate::fuse::offer::{self, Agreed};
 use crate::fuse::opening::Opening;
 use crate::fuse::reply::{
@@ -60,7 +60,7 @@ impl Adapter {
         let (workers, notices) = (Arc::default(), Arc::<Notices>::default());
         let opening = Opening::new(union.clone(), notices.clone(), settings.coherent, settings.direct_io);
         let opening = Arc::new(opening);
-        let answers = Answers::new(union.clone(), settings, opening.modes.clone());
+        let answers = Answers::new(union.clone(), settings, opening.modes.clone(), notices.clone());
         let (space, agreed) = (Arc::new(Space::of(&union)), Arc::default());
         Self { union, answers, settings, opening, workers, notices, agreed, space, spare: false }
     }
@@ -129,10 +129,6 @@ impl Filesystem for Adapter {
 
     fn getattr(&self, _: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
         guard("getattr", || {
-            // The kernel keeps a listing for as long as the time of change it sees is the same.
-            if self.union.has_stale_listing(node(ino)) {
-                self.notices.tell(Notice::Changed(node(ino)));
-            }
             self.answers.reply_attr(node(ino), self.union.getattr(node(ino), fh.map(handle)), reply);
         });
     }

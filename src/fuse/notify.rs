@@ -6,26 +6,22 @@
 //!
 //! Not here: how one knows that something changed.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::sync::OnceLock;
 use std::sync::mpsc::{Sender, channel};
 
 use fuser::{INodeNo, Notifier};
 use parking_lot::Mutex;
 
+use crate::union::ops::behind::Stale;
 use crate::union::types::NodeId;
-
-/// Something that the kernel should ask for again.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Notice {
-    /// Attributes of a node, and all pages it has of it: data, or a listing.
-    Changed(NodeId),
-}
 
 /// The way to the kernel; its thread is started by the first notice.
 #[derive(Debug, Default)]
 pub struct Notices {
     notifier: OnceLock<Notifier>,
-    line: Mutex<Option<Sender<Notice>>>,
+    line: Mutex<Option<Sender<Stale>>>,
 }
 
 impl Notices {
@@ -36,8 +32,8 @@ impl Notices {
         }
     }
 
-    /// Tells the kernel, soon.
-    pub fn tell(&self, notice: Notice) {
+    /// Tells the kernel, soon, that it should ask again.
+    pub fn tell(&self, notice: Stale) {
         let Some(notifier) = self.notifier.get() else { return };
         let mut line = self.line.lock();
         if let Some(line) = &*line
@@ -65,9 +61,10 @@ impl Notices {
     }
 }
 
-fn speak(notifier: &Notifier, notice: &Notice) {
+fn speak(notifier: &Notifier, notice: &Stale) {
     let told = match notice {
-        Notice::Changed(node) => notifier.inval_inode(INodeNo(node.0), 0, 0),
+        Stale::Object(node) => notifier.inval_inode(INodeNo(node.0), 0, 0),
+        Stale::Name(parent, name) => notifier.inval_entry(INodeNo(parent.0), OsStr::from_bytes(name.as_bytes())),
     };
     if let Err(error) = told
         && error.raw_os_error() != Some(libc::ENOENT)

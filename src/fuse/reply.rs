@@ -10,10 +10,12 @@ use std::time::Duration;
 use fuser::{Generation, INodeNo, ReplyAttr, ReplyEmpty, ReplyEntry, ReplyWrite, ReplyXattr};
 
 use crate::fuse::convert::{errno, file_attr};
+use crate::fuse::notify::Notices;
 use crate::fuse::passthrough::Modes;
 use crate::fuse::pulse::during;
 use crate::union::Union;
 use crate::union::error::Result;
+use crate::union::ops::behind::Stale;
 use crate::union::types::{Attr, DirEntry, Entry, Ino, NodeId, Time, Trust};
 
 /// The longest value, and the longest list of names, of extended attributes, in bytes: XATTR_SIZE_MAX, XATTR_LIST_MAX.
@@ -42,6 +44,8 @@ pub struct Settings {
     pub direct_io: bool,
     /// Old descriptors of lower files see what is written later, whatever the files are.
     pub coherent: bool,
+    /// Changes of lower branches of this machine are told to the kernel as they happen.
+    pub watched: bool,
     /// Files may be handed to the kernel.
     pub passthrough: bool,
     /// POSIX ACLs are honoured (the kernel then checks all permissions, whatever else was asked).
@@ -56,6 +60,7 @@ impl Default for Settings {
             negative_ttl: None,
             direct_io: false,
             coherent: false,
+            watched: false,
             passthrough: true,
             acl: true,
         }
@@ -69,18 +74,19 @@ pub(super) struct Answers {
     settings: Settings,
     /// Whose attributes may change unheard.
     modes: Arc<Modes>,
+    notices: Arc<Notices>,
     /// How long what a lower branch shows may be trusted.
     lower_ttl: Duration,
 }
 
 impl Answers {
-    pub(super) fn new(union: Arc<Union>, settings: Settings, modes: Arc<Modes>) -> Self {
+    pub(super) fn new(union: Arc<Union>, settings: Settings, modes: Arc<Modes>, notices: Arc<Notices>) -> Self {
         let lower_ttl = match union.trust() {
             Trust::Remote => REMOTE_TTL,
-            Trust::Local => LOCAL_TTL,
-            Trust::Immutable => SETTLED_TTL,
+            Trust::Local if !settings.watched => LOCAL_TTL,
+            Trust::Local | Trust::Immutable => SETTLED_TTL,
         };
-        Self { union, settings, modes, lower_ttl }
+        Self { union, settings, modes, notices, lower_ttl }
     }
 
     /// How long to trust what was just told, `settled` or not, unless an option says otherwise.
@@ -113,8 +119,12 @@ impl Answers {
         }
     }
 
-    /// How long to trust the attributes of `node`.
+    /// How long to trust the attributes of `node`, which are about to be told.
     fn attr_ttl(&self, node: NodeId, attr: &Attr) -> Duration {
+        // The kernel keeps a listing for as long as the time of change that it is told is the same.
+        if attr.kind().is_dir() && self.union.has_stale_listing(node) {
+            self.notices.tell(Stale::Object(node));
+        }
         if self.modes.is_restless(node) { Duration::ZERO } else { self.ttl(self.settings.attr_ttl, attr.settled) }
     }
 

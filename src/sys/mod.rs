@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 pub mod creds;
+pub mod fanotify;
 pub mod handle;
 pub mod ioctl;
 pub mod mode;

@@ -187,7 +187,8 @@ impl Node {
     pub fn seen_again(&self, seen: Seen, index: Option<At>, link: Link) {
         {
             let body = self.body.read();
-            if body.knows(&link) && !body.layers_differ(&seen.layers) && body.held.is_none() {
+            if body.knows_best(&link) && !body.layers_differ(&seen.layers) && !body.moved(&seen) && body.held.is_none()
+            {
                 return;
             }
         }
@@ -200,6 +201,9 @@ impl Node {
             }
             body.links = SmallVec::from_iter([link]);
         } else {
+            if body.moved(&seen) {
+                body.branch = seen.branch;
+            }
             body.remember(link);
             if index.is_some() {
                 body.index = index;
@@ -302,19 +306,22 @@ impl Body {
         self.layers.iter().find(|dir| dir.branch == branch).cloned()
     }
 
-    fn knows(&self, link: &Link) -> bool {
-        self.links.iter().any(|known| known.is(&link.parent, &link.name) && known.branch == link.branch)
+    /// Whether `link` is the name that is tried first.
+    fn knows_best(&self, link: &Link) -> bool {
+        self.links.first().is_some_and(|known| known.is(&link.parent, &link.name) && known.branch == link.branch)
     }
 
-    /// Adds a name, or corrects the branch of one that is known.
+    /// Whether the real object is in another branch than it was: an administrator has moved it, or another one has got
+    /// its number.
+    fn moved(&self, seen: &Seen) -> bool {
+        self.identity == seen.identity && self.branch != seen.branch
+    }
+
+    /// Adds a name, or corrects what is known of one, and prefers it from now on: the others may be gone behind our back.
     pub fn remember(&mut self, link: Link) {
-        if let Some(known) = self.links.iter_mut().find(|known| known.is(&link.parent, &link.name)) {
-            known.branch = link.branch;
-        } else if self.links.len() < LINKS {
-            self.links.push(link);
-        } else {
-            self.links[LINKS - 1] = link;
-        }
+        self.links.retain(|known| !known.is(&link.parent, &link.name));
+        self.links.truncate(LINKS - 1);
+        self.links.insert(0, link);
     }
 
     /// Forgets a name; returns what was known of it.

@@ -4,7 +4,7 @@
 //! that was used again while the old file is still open), the second gets an alias.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
@@ -12,7 +12,7 @@ use dashmap::mapref::entry::Entry;
 use crate::union::branch::At;
 use crate::union::error::{Errno, Result};
 use crate::union::node::{Link, Node, Seen};
-use crate::union::types::NodeId;
+use crate::union::types::{Ino, NodeId};
 
 /// Aliases have the highest bit, which no number has that is passed through (`ino`).
 const ALIAS: u64 = 1 << 63;
@@ -24,6 +24,9 @@ pub struct Table {
     root: Arc<Node>,
     nodes: DashMap<NodeId, Arc<Node>>,
     aliases: DashMap<(u64, u64), NodeId>,
+    /// The nodes of real directories, by their identity; empty unless `follow` was called.
+    dirs: DashMap<(u64, u64), NodeId>,
+    follows: AtomicBool,
     next: AtomicU64,
     forgets: AtomicU64,
 }
@@ -33,7 +36,15 @@ impl Table {
     pub fn new(root: Arc<Node>) -> Self {
         let nodes = DashMap::new();
         nodes.insert(NodeId::ROOT, root.clone());
-        Self { root, nodes, aliases: DashMap::new(), next: AtomicU64::new(0), forgets: AtomicU64::new(0) }
+        Self {
+            root,
+            nodes,
+            aliases: DashMap::new(),
+            dirs: DashMap::new(),
+            follows: AtomicBool::new(false),
+            next: AtomicU64::new(0),
+            forgets: AtomicU64::new(0),
+        }
     }
 
     /// The root of the union.
@@ -67,6 +78,7 @@ impl Table {
                 Entry::Vacant(vacant) => {
                     let node = Arc::new(Node::new(id, seen, index, Some(link)));
                     vacant.insert(node.clone());
+                    self.note(&node);
                     return node;
                 }
                 Entry::Occupied(occupied) => {
@@ -75,6 +87,7 @@ impl Table {
                         node.lookups.fetch_add(1, Ordering::Relaxed);
                         drop(occupied);
                         node.seen_again(seen, index, link);
+                        self.note(&node);
                         return node;
                     }
                 }
@@ -96,6 +109,38 @@ impl Table {
         let id = NodeId(ALIAS | self.next.fetch_add(1, Ordering::Relaxed));
         self.aliases.insert(seen.identity, id);
         id
+    }
+
+    /// From now on `shown` finds nodes.
+    pub fn follow(&self) {
+        self.follows.store(true, Ordering::Release);
+        self.note(&self.root);
+    }
+
+    fn note(&self, node: &Arc<Node>) {
+        if node.is_dir() && self.follows.load(Ordering::Acquire) {
+            for dir in node.body.read().layers.iter().filter(|dir| dir.is_real()) {
+                self.dirs.insert(dir.identity(), node.id);
+            }
+        }
+    }
+
+    /// The node that shows the real directory `identity`, if it is known.
+    pub fn shown(&self, identity: (u64, u64)) -> Option<Arc<Node>> {
+        let id = *self.dirs.get(&identity)?;
+        self.known(id)
+    }
+
+    /// The nodes that may stand for a real object of this identity, shown under this number.
+    pub fn numbered(&self, identity: (u64, u64), ino: Ino) -> Vec<NodeId> {
+        let alias = self.aliases.get(&identity).map(|alias| *alias);
+        let own = Some(NodeId(ino.0)).filter(|id| self.nodes.contains_key(id));
+        alias.into_iter().chain(own).collect()
+    }
+
+    /// All nodes, as they are now.
+    pub fn all(&self) -> Vec<Arc<Node>> {
+        self.nodes.iter().map(|node| node.value().clone()).collect()
     }
 
     /// `node` has got a real object, `identity`, that does not tell its number: it is found by its identity from now on.
@@ -120,6 +165,7 @@ impl Table {
     pub fn sweep(&self) {
         self.nodes.retain(|&id, node| id == NodeId::ROOT || !unused(node));
         self.aliases.retain(|_, id| self.nodes.contains_key(id));
+        self.dirs.retain(|_, id| self.nodes.contains_key(id));
         self.nodes.shrink_to_fit();
     }
 
@@ -134,6 +180,11 @@ impl Table {
             }
             let Some((_, node)) = self.nodes.remove_if(&id, |_, node| unused(node)) else { continue };
             self.aliases.remove_if(&identity, |_, alias| *alias == id);
+            if self.follows.load(Ordering::Acquire) {
+                for dir in &node.body.read().layers {
+                    self.dirs.remove_if(&dir.identity(), |_, shown| *shown == id);
+                }
+            }
             nodes.extend(node.body.write().links.drain(..).map(|link| link.parent));
         }
     }

@@ -1,0 +1,74 @@
+//! Changes of lower branches behind the union's back: which names and objects of the union they concern.
+//!
+//! Not here: how one hears of them (`daemon::watch`), what is done about it (`fuse::notify`).
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, OFlags};
+
+use crate::sys::handle::{self, FileHandle};
+use crate::union::branch::at::stat;
+use crate::union::engine::Union;
+use crate::union::name::Name;
+use crate::union::node::Node;
+use crate::union::types::{NodeId, Trust};
+
+/// Something that the union may show in another way than it did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stale {
+    /// Attributes, and data or listing, of an object.
+    Object(NodeId),
+    /// A name in a directory.
+    Name(NodeId, Name),
+}
+
+impl Union {
+    /// From now on `changed_behind` finds the nodes of lower directories. Returns a descriptor on each filesystem that has
+    /// lower branches and can tell of all its changes: one of this machine that is not read-only by its nature.
+    pub fn follow_lowers(&self) -> Vec<BorrowedFd<'_>> {
+        self.table.follow();
+        let mut devices = Vec::new();
+        let mut fds = Vec::new();
+        for branch in self.stack.branches.iter().filter(|branch| !self.stack.is_upper(branch.id)) {
+            let device = branch.root.identity().0;
+            if branch.trust == Trust::Local && !devices.contains(&device) {
+                devices.push(device);
+                fds.push(branch.readable.as_fd());
+            }
+        }
+        fds
+    }
+
+    /// Something happened to `name` in the directory that `dir` means on one of the lowers' filesystems (`.`: to the
+    /// directory itself).
+    pub fn changed_behind(&self, dir: &FileHandle, name: &[u8], each: &mut dyn FnMut(Stale)) {
+        for branch in self.stack.branches.iter().filter(|branch| !self.stack.is_upper(branch.id)) {
+            // A handle of another filesystem, or of a directory that is gone: nobody can have its names any more.
+            let Ok(fd) = handle::open(branch.readable.as_fd(), dir, OFlags::PATH) else { continue };
+            let Ok(real) = stat(fd.as_fd(), c"", AtFlags::EMPTY_PATH) else { continue };
+            let Some(node) = self.table.shown(real.identity()) else { continue };
+            each(Stale::Object(node.id));
+            let Ok(name) = Name::new(name) else { return };
+            if let Ok(child) = stat(fd.as_fd(), name.as_c_str(), AtFlags::SYMLINK_NOFOLLOW) {
+                let number = self.numbers.number(child.dev, child.ino);
+                self.table.numbered(child.identity(), number).into_iter().for_each(|id| each(Stale::Object(id)));
+            }
+            each(Stale::Name(node.id, name));
+            return;
+        }
+    }
+
+    /// All that the union has shown and is still known: for when it cannot be told what happened.
+    pub fn all_shown(&self, each: &mut dyn FnMut(Stale)) {
+        for node in self.table.all() {
+            each(Stale::Object(node.id));
+            names(&node).into_iter().for_each(&mut *each);
+        }
+    }
+}
+
+fn names(node: &Arc<Node>) -> Vec<Stale> {
+    let body = node.body.read();
+    body.links.iter().map(|link| Stale::Name(link.parent.id, link.name.clone())).collect()
+}
