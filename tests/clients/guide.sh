@@ -3,14 +3,8 @@
 # timeout: 240
 . "$(dirname "$0")/../lib.sh"
 . "$TEST_DIR/programs/cache.bash"
+. "$TEST_DIR/clients/hosting.bash"
 GUIDE=$TEST_DIR/../GUIDE.md
-
-make_uwsgi_root() {
-	cp -a "$CACHE/bookworm/." "$1" && cp /etc/resolv.conf "$1/etc/resolv.conf" &&
-		chroot "$1" env DEBIAN_FRONTEND=noninteractive apt-get -q update &&
-		chroot "$1" env DEBIAN_FRONTEND=noninteractive apt-get -q -y install --no-install-recommends uwsgi-core uwsgi-plugin-python3 &&
-		chroot "$1" apt-get clean
-}
 
 # A root of this test's own: the machine's directories, bound; what the guide changes is the test's.
 own_root() {
@@ -32,10 +26,8 @@ own_root() {
 	cd "$root" && pivot_root . .old && cd "$T" && umount -l /.old && rmdir /.old
 }
 
-need uwsgi=uwsgi-core curl=curl debootstrap=debootstrap unionfs-fuse=unionfs-fuse mount.fuse3=fuse3 useradd=passwd
-[ -e /usr/lib/uwsgi/plugins/python3_plugin.so ] || apt_install uwsgi-plugin-python3
-debian_root
-cached uwsgi-root make_uwsgi_root
+hosting
+need unionfs-fuse=unionfs-fuse mount.fuse3=fuse3 useradd=passwd
 check "a root of the test's own" own_root || finish
 mkdir .test/bin && cp .test/cowfs .test/bin
 # debootstrap is what takes a minute and the network: its result is at hand.

@@ -15,7 +15,7 @@ debian_root
 
 # In a copy, so that the checkout stays as it is.
 mkdir source
-(cd "$SOURCE" && cp -a --parents Cargo.toml Cargo.lock src man examples scripts README.md GUIDE.md CHANGELOG.md LICENSE-* clippy.toml "$T/source/")
+(cd "$SOURCE" && cp -a --parents .cargo Cargo.toml Cargo.lock src man examples scripts README.md GUIDE.md CHANGELOG.md LICENSE-* clippy.toml "$T/source/")
 check "scripts/package" env COWFS="$COWFS" bash -c 'cd source && scripts/package >../package.log 2>&1' || { tail -n 20 package.log; finish; }
 DEB=$(readlink -e source/target/debian/cowfs_*.deb)
 check "it is there" [ -f "$DEB" ]
