@@ -81,6 +81,38 @@ def pss(pid):
     return 0
 
 
+class Progress:
+    """What is going on: one line on a terminal, elsewhere a line for each thing that is new."""
+
+    def __init__(self):
+        self.began = time.monotonic()
+
+    def say(self, text, done=None):
+        gone = time.monotonic() - self.began
+        if sys.stderr.isatty():
+            left = f", {gone / done - gone:.0f} s left" if done and done > 0.02 else ""
+            print(f"\r\x1b[K{gone:5.0f} s {text}{left}", end="", file=sys.stderr, flush=True)
+        elif not done:
+            print(f"{gone:5.0f} s {text}", file=sys.stderr, flush=True)
+
+    @staticmethod
+    def end():
+        if sys.stderr.isatty():
+            print("\r\x1b[K", end="", file=sys.stderr)
+
+
+def remove_unmounted(base):
+    """Removes a directory, once nothing is mounted in it: what is bound there must not be emptied."""
+    def mounts():
+        points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+        return [point for point in points if point.startswith(f"{base}/")]
+
+    for point in reversed(mounts()):
+        run("umount", "-l", point, check=False)
+    if not mounts():
+        shutil.rmtree(base, ignore_errors=True)
+
+
 class Image:
     """A loop image, mounted and already unlinked."""
 
@@ -184,7 +216,7 @@ class Union:
             time.sleep(0.01)
         else:
             self.kill()
-        shutil.rmtree(self.base, ignore_errors=True)
+        remove_unmounted(self.base)
 
 
 def overlay_options(lowers, upper, work, options):
@@ -196,10 +228,10 @@ def known_peers(cowfs, fuse_overlayfs_2, cowfs_options):
     def overlay_like(program, *extra):
         return lambda low, up, work, at, opts: [program, "-o", overlay_options(low, up, work, [*opts, *extra]), at]
 
-    def unionfs(low, up, _work, at, _opts):
+    def unionfs(low, up, _work, at, opts):
         # It has no volatile mode: its copies are never synced.
         branches = ":".join([f"{up}=RW", *(f"{lower}=RO" for lower in low)])
-        return ["unionfs-fuse", "-o", "cow,allow_other,max_files=16384", branches, at]
+        return ["unionfs-fuse", "-o", ",".join(["cow,allow_other,max_files=16384", *opts]), branches, at]
 
     def overlay(low, up, work, at, opts):
         # mount(8) would cut longer options silently, and the mount would lack layers.
@@ -216,6 +248,20 @@ def known_peers(cowfs, fuse_overlayfs_2, cowfs_options):
         Peer("fo2", "fuse-overlayfs 2.0.0", overlay_like(fuse_overlayfs_2), lambda: "2.0.0"),
         Peer("cowfs", "cowfs", overlay_like(cowfs, "allow_other", *cowfs_options), lambda: cowfs_version(cowfs)),
     ]
+
+
+def built_cowfs(repo):
+    """The program under test: $COWFS, or what cargo builds of this tree."""
+    if os.environ.get("COWFS"):
+        return Path(os.environ["COWFS"]).resolve(strict=True)
+    run("cargo", "build", "--release", "--quiet", cwd=repo)
+    built = Path(os.environ.get("CARGO_TARGET_DIR", repo / "target")).glob("**/release/cowfs")
+    return max((path for path in built if path.is_file()), key=lambda path: path.stat().st_mtime)
+
+
+def fuse_overlayfs_2(cache):
+    """Where fuse-overlayfs 2.0.0 is, once it has been installed."""
+    return Path(cache) / "fuse-overlayfs-2.0.0/bin/fuse-overlayfs"
 
 
 def debian_version(package):

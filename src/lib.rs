@@ -31,7 +31,7 @@
 //!   - [`union::copyup`]: one object from a lower to the upper;
 //!   - [`union::stack`], [`union::ino`], [`union::resolve`], [`union::listing`], [`union::merge`]: the branches in order, which
 //!     number an object shows, what a name means, what a directory lists;
-//!   - [`union::node`], [`union::table`], [`union::handle`], [`union::index`]: what is known of objects, open files and
+//!   - [`union::node`], [`union::table`], [`union::handle`], [`union::index`], [`union::gone`]: what is known of objects, open files and
 //!     hard links;
 //!   - [`union::engine`], [`union::ops`]: the whole, and its requests.
 //! - [`fuse`]: the adapter between fuser and the engine, passthrough, the threads that serve.

@@ -74,7 +74,8 @@ fn one(format: Format, number: usize, at: usize, case: &Case, states: &[Snapshot
     }
     let found = view(&engine)?;
     let strict = Strict { nlink: !case.loses_count(), ..Strict::TWINS };
-    let [before, after] = states.each_ref().map(|state| state.diff(&found, &strict));
+    let before = states[0].diff(&found.clone().with_mtime_of(&states[0], case.fetches()), &strict);
+    let after = states[1].diff(&found, &strict);
     if !before.is_empty() && !after.is_empty() {
         return Err(format!(
             "neither old nor new.\n to the old view (expected / found):\n{before} to the new:\n{after}"

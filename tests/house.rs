@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 const ROOMS: [&str; 6] = ["sys", "union", "fuse", "daemon", "control", "cli"];
 
 /// The engine's files from the ground up. `engine` and `ops` share the top: requests are methods of the engine.
-const UNION: [&str; 22] = [
+const UNION: [&str; 23] = [
     "error", "name", "types", "options", "fault", "branch", "stage", "marks", "copyup", "stack", "ino", "resolve",
-    "listing", "merge", "node", "table", "handle", "index", "engine", "ops", "audit", "changes",
+    "gone", "listing", "merge", "node", "table", "handle", "index", "engine", "ops", "audit", "changes",
 ];
 
 const FILE_LINES: usize = 550;

@@ -158,6 +158,13 @@ finish() {
 	exit $?
 }
 
+# long WHAT: whether what takes long is to be tested; scripts/test says SHORT=1 and leaves it to scripts/clients.
+long() {
+	[ -n "${SHORT-}" ] || return 0
+	echo "# left to scripts/clients: $*"
+	return 1
+}
+
 pass() { echo "ok - $*"; echo "ok - $*" >&9; }
 fail() { echo "FAIL - $*"; echo "FAIL - $(echo "$*" | head -n 1)" >&9; }
 

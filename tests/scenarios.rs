@@ -11,7 +11,7 @@ use std::os::unix::fs::MetadataExt;
 
 use cowfs::union::options::{Format, Options};
 use cowfs::union::types::{Caller, NodeId};
-use kit::fs::{EXCHANGE, NOREPLACE, S_IFCHR, S_IFIFO, WHITEOUT};
+use kit::fs::{EXCHANGE, NOREPLACE, S_IFBLK, S_IFCHR, S_IFIFO, WHITEOUT};
 use kit::{Dcache, DirFs, EngineFs, Errno, Fs, Item, OFlags, Snapshot, Stack, Strict, Tree, path, show};
 
 /// Whom a story is told on beside the engine.
@@ -650,7 +650,6 @@ fn what_needs_no_data_copies_none() {
     });
 }
 
-/// Today the data are copied along (`metacopy` marks are read, not written); what a program sees is the same either way.
 #[test]
 fn a_change_of_metadata_keeps_the_data() {
     let big = vec![b'b'; 8 << 20];
@@ -662,6 +661,75 @@ fn a_change_of_metadata_keeps_the_data() {
             assert_eq!(fs.stat(b"big").unwrap().size, big.len() as u64 + 1, "{when}");
             assert_eq!(fs.stat(b"big").unwrap().perm(), 0o600, "{when}");
         });
+    });
+}
+
+/// The data of the upper's file `name`, in blocks.
+fn data_in_upper(stack: &Stack, name: &str) -> u64 {
+    // An attribute may take a block of its own.
+    std::fs::symlink_metadata(stack.path(0).join(name)).unwrap().blocks().saturating_sub(8)
+}
+
+#[test]
+fn attributes_names_and_links_of_a_lower_file_copy_no_data() {
+    let big: Vec<u8> = (0..1 << 20).map(|at: u32| (at / 977) as u8).collect();
+    let names = ["mode", "owner", "time", "attribute", "moved", "linked", "both"];
+    let mut tree = lower().dir("d");
+    for name in names {
+        tree = tree.file(name, &big);
+    }
+    tell_of_engine(&[empty().dir("own"), tree.file("h1", &big).link("h1", "h2")], |fs, stack| {
+        let reader = fs.open(b"mode", OFlags::RDONLY, 0).unwrap();
+        fs.chmod(b"mode", 0o751).unwrap();
+        fs.chown(b"owner", 5, 6).unwrap();
+        fs.utimens(b"time", (-1, 5), (-1, 5)).unwrap();
+        fs.setxattr(b"attribute", "user.shape", b"round").unwrap();
+        fs.rename(b"moved", b"own/moved", 0).unwrap();
+        fs.link(b"linked", b"d/link").unwrap();
+        fs.chown(b"both", 5, 6).unwrap();
+        fs.rename(b"both", b"mode", EXCHANGE).unwrap();
+        fs.chown(b"h1", 5, 6).unwrap();
+        fs.rename(b"h2", b"own/h2", 0).unwrap();
+        assert!(fs.pread(reader, 0, 2 << 20).unwrap() == big, "a descriptor from before");
+        fs.close(reader).unwrap();
+        let all = ["mode", "owner", "time", "attribute", "own/moved", "linked", "d/link", "both", "h1", "own/h2"];
+        lasting(fs, |when| {
+            for name in all {
+                let (stat, data) = (fs.stat(name.as_bytes()).unwrap(), fs.read(name.as_bytes()).unwrap());
+                assert!(data == big, "{when}: {name}");
+                assert!(stat.size == 1 << 20 && stat.blocks >= 2048, "{when}: {name}: {stat:?}");
+                if stack.format == Format::Overlay {
+                    assert_eq!(data_in_upper(stack, name), 0, "{when}: {name}");
+                }
+            }
+        });
+        // A file of which more has been changed has its data, all of them, and they are its own.
+        fs.write_at(b"own/moved", OFlags::WRONLY, 977, b"!").unwrap();
+        fs.write_at(b"own/h2", OFlags::WRONLY, 977, b"!").unwrap();
+        fs.truncate(b"linked", 978).unwrap();
+        lasting(fs, |when| {
+            for name in ["own/moved", "h1"] {
+                let data = fs.read(name.as_bytes()).unwrap();
+                assert!(data[..977] == big[..977] && data[977] == b'!' && data[978..] == big[978..], "{when}: {name}");
+                assert!(data_in_upper(stack, name) >= 2048 - 8, "{when}: {name}");
+            }
+            assert!(fs.read(b"d/link").unwrap() == big[..978], "{when}");
+            assert_eq!(fs.stat(b"h1").unwrap().nlink, 2, "{when}");
+        });
+    });
+}
+
+/// A descriptor of a file that has a name no more, whose data are still the lower's.
+#[test]
+fn data_come_to_a_deleted_file() {
+    tell(Judges::All, &[empty(), lower().file("f", "0123456789")], |fs| {
+        fs.chmod(b"f", 0o600).unwrap();
+        let fd = fs.open(b"f", OFlags::RDONLY, 0).unwrap();
+        fs.unlink(b"f").unwrap();
+        assert_eq!(fs.pread(fd, 0, 20).unwrap(), b"0123456789");
+        fs.fchmod(fd, 0o640).unwrap();
+        assert_eq!(fs.pread(fd, 2, 3).unwrap(), b"234");
+        fs.close(fd).unwrap();
     });
 }
 
@@ -794,6 +862,50 @@ fn hard_links_of_a_lower_branch_stay_links() {
             fs.unlink(name).unwrap();
         }
         lasting(fs, |when| assert_eq!(fs.names(b""), ["d", "x"], "{when}"));
+    });
+}
+
+/// Names deleted before their file is copied up are counted no more: for the kernel that forgot them, after a remount, in a
+/// later copy, and nothing is left behind when the last of them goes.
+#[test]
+fn deleted_names_of_a_lower_file_stay_uncounted() {
+    let link = |tree: Tree, name: &str| {
+        (1..5).fold(tree.file(format!("{name}1"), name), |tree, n| {
+            tree.link(format!("{name}1"), format!("{name}{}", n + 1))
+        })
+    };
+    let trees = [empty().file("over", "over"), link(link(link(lower(), "a"), "b"), "c")];
+    tell(Judges::Plain, &trees, |fs| {
+        let count = |when: &str, names: &[&str], nlink: u64| {
+            for name in names {
+                assert_eq!(fs.stat(name.as_bytes()).unwrap().nlink, nlink, "{when} {name}");
+            }
+        };
+        fs.unlink(b"a1").unwrap();
+        lasting(fs, |when| count(when, &["a2", "a3", "a4", "a5"], 4));
+        fs.unlink(b"a2").unwrap();
+        lasting(fs, |when| {
+            count(when, &["a3", "a4", "a5"], 3);
+            assert!(fs.stat(b"a4").unwrap().ctime > kit::tree::NOW_FROM, "{when}");
+        });
+        fs.append(b"a3", b"!").unwrap();
+        lasting(fs, |when| count(when, &["a3", "a4", "a5"], 3));
+        fs.unlink(b"a4").unwrap();
+        lasting(fs, |when| count(when, &["a3", "a5"], 2));
+        fs.unlink(b"b1").unwrap();
+        fs.rename(b"over", b"b2", 0).unwrap();
+        lasting(fs, |when| count(when, &["b3", "b4", "b5"], 3));
+        fs.link(b"b3", b"b6").unwrap();
+        lasting(fs, |when| count(when, &["b3", "b4", "b5", "b6"], 4));
+        for n in 1..6 {
+            fs.unlink(format!("c{n}").as_bytes()).unwrap();
+            let left: Vec<_> = (n + 1..6).map(|n| format!("c{n}")).collect();
+            lasting(fs, |when| count(when, &left.iter().map(String::as_str).collect::<Vec<_>>(), 5 - n));
+        }
+        for name in ["a3", "a5", "b2", "b3", "b4", "b5", "b6"] {
+            fs.unlink(name.as_bytes()).unwrap();
+        }
+        lasting(fs, |when| assert_eq!(fs.names(b""), [""; 0], "{when}"));
     });
 }
 
@@ -958,7 +1070,7 @@ fn marks_can_be_neither_seen_nor_made() {
             refused(fs.rename(b"f", name, 0), "rename");
             refused(fs.rename(b"l", name, 0), "rename");
         }
-        assert_eq!(fs.mknod(b"c", S_IFCHR | 0o600, (0, 0)), Err(Errno::PERM));
+        assert_eq!(fs.mknod(b"c", S_IFCHR | 0o600, (0, 255)), Err(Errno::PERM), "the number that stands for 0:0");
         assert!(fs.rename(b"f", b"g", WHITEOUT).is_err());
         for name in ["trusted.overlay.opaque", "user.overlay.opaque", "trusted.overlay.redirect", "user.overlay.x"] {
             for path in [&b"d"[..], b"f", b"l"] {
@@ -986,6 +1098,44 @@ fn marks_can_be_neither_seen_nor_made() {
                 assert!(!names.iter().any(|name| name.contains("overlay")), "{when} {names:?}");
             }
         });
+    });
+}
+
+/// Overlayfs makes none: EPERM.
+#[test]
+fn a_character_device_0_0_is_a_device_and_no_whiteout() {
+    let trees = [empty(), lower().file("gone", "").file("l", "").dir("d")];
+    tell(Judges::Plain, &trees, |fs| {
+        let make = |name: &[u8]| fs.mknod(name, S_IFCHR | 0o600, (0, 0));
+        assert_eq!(make(b"l"), Err(Errno::EXIST));
+        make(b"new").unwrap();
+        fs.unlink(b"gone").unwrap();
+        make(b"gone").unwrap();
+        fs.link(b"new", b"d/link").unwrap();
+        fs.rename(b"gone", b"l", 0).unwrap();
+        fs.mknod(b"block", S_IFBLK | 0o600, (0, 0)).unwrap();
+        lasting(fs, |when| {
+            assert_eq!(fs.names(b""), ["block", "d", "l", "new"], "{when}");
+            assert_eq!(fs.stat(b"block").unwrap().rdev, (0, 0), "{when}");
+            for name in [&b"new"[..], b"l", b"d/link"] {
+                let stat = fs.stat(name).unwrap();
+                assert_eq!((stat.mode, stat.rdev), (S_IFCHR | 0o600, (0, 0)), "{when}: {}", show(name));
+            }
+        });
+        fs.unlink(b"l").unwrap();
+        fs.unlink(b"new").unwrap();
+        lasting(fs, |when| assert_eq!(fs.names(b""), ["block", "d"], "{when}"));
+    });
+}
+
+#[test]
+fn a_character_device_0_0_stays_one_when_its_upper_becomes_a_lower() {
+    let trees = [empty(), lower().add("dev", Item::CharDevice(0, 255)), lower().file("dev", "")];
+    tell_of_engine(&trees, |fs, stack| {
+        lasting(fs, |when| assert_eq!(fs.stat(b"dev").unwrap().rdev, (0, 0), "{when}"));
+        fs.chmod(b"dev", 0o640).unwrap();
+        lasting(fs, |when| assert_eq!(fs.stat(b"dev").unwrap().rdev, (0, 0), "{when}, copied up"));
+        assert_eq!(stack.branch(0).stat(b"dev").unwrap().rdev, (0, 255), "what the branch holds is no whiteout");
     });
 }
 

@@ -19,6 +19,7 @@ Branches
   whiteout=FORMAT       marks: overlay, oci, unionfs or unionfs-fuse
                         (default: what the RW branch holds, else overlay)
   redirect=on|off       rename lower directories without a copy (on)
+  metacopy=on|off       change attributes of lower files without a copy (on)
 Who may enter, and how the mount looks
   allow_other           everybody     allow_root      the owner and root
   relaxed_permissions   the kernel does not check permissions

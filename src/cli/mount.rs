@@ -152,10 +152,18 @@ fn conclude(typed: Typed) -> MountRequest {
         request.workdir = None;
     }
     // A container's programs count on set-uid without its engine's saying so; its engine reads the upper itself and
-    // knows no redirects.
+    // knows neither redirects nor files without data.
     request.flags.suid |= typed.suid.is_none() && request.container;
     request.engine.redirect = typed.redirect.unwrap_or(!request.container);
-    request.noacl |= !request.default_permissions;
+    request.engine.metacopy = request.engine.redirect && typed.metacopy.unwrap_or(!request.container);
+    if typed.squash_to_root {
+        request.owners.users.squash.get_or_insert(0);
+        request.owners.groups.squash.get_or_insert(0);
+    }
+    request.noacl |= !request.default_permissions || request.owners.squash();
+    if typed.unthreaded {
+        request.threads.get_or_insert(1);
+    }
     // An engine means the new mount by it, and mounts where the machine's own tree is the parent.
     request.private.take_if(|_| request.container);
     request
@@ -168,6 +176,7 @@ mod tests {
     use super::*;
     use crate::cli::parse;
     use crate::daemon::request::{MountFlags, Private};
+    use crate::fuse::owners::{Ids, Range};
     use crate::union::options::{Format, Options};
 
     fn parsed(args: &[&str]) -> Result<MountRequest, String> {
@@ -192,6 +201,11 @@ mod tests {
         BranchArg { oci_whiteouts: true, ..ro(path) }
     }
 
+    fn ids(ranges: &[(u32, u32, u32)]) -> Ids {
+        let range = |&(stored, shown, length): &(u32, u32, u32)| Range { stored, shown, length };
+        Ids { ranges: ranges.iter().map(range).collect(), squash: None }
+    }
+
     /// A plain union of these branches on /m.
     fn plain(branches: &[BranchArg]) -> MountRequest {
         MountRequest {
@@ -208,7 +222,7 @@ mod tests {
         let mut request = plain(branches);
         request.container = true;
         request.flags.suid = true;
-        request.engine.redirect = false;
+        (request.engine.redirect, request.engine.metacopy) = (false, false);
         request
     }
 
@@ -227,7 +241,7 @@ mod tests {
         };
         let podman = container(&[rw("U"), wh("/l/A"), wh("/l/B")]);
         let podman = MountRequest { workdir: Some("W".into()), ..podman };
-        let volatile = || Options { volatile: true, redirect: false, ..Options::default() };
+        let volatile = || Options { volatile: true, redirect: false, metacopy: false, ..Options::default() };
         let rows: [(&[&str], MountRequest); 17] = [
             // uWSGI, RO branch first and last
             (&["-ocow,chroot=/ns,default_permissions,allow_other", "/precise=RO:/cow/1000=RW", "/m"], recipe()),
@@ -257,8 +271,8 @@ mod tests {
             (
                 &[
                     "-olowerdir=/l/A:/l/B,upperdir=U",
-                    "-oworkdir=W,uidmapping=:0:0:65536,gidmapping=0:0:1:1:1:9,xattr_permissions=0",
-                    "-oredirect_dir=off,xino=auto,static_nlink,threaded=1,index=off,metacopy=on,nfs_export=off",
+                    "-oworkdir=W,xattr_permissions=0",
+                    "-oredirect_dir=off,xino=auto,threaded=1,index=off,metacopy=on,nfs_export=off",
                     "/m",
                 ],
                 podman,
@@ -336,7 +350,7 @@ mod tests {
     #[test]
     fn each_option_with_an_effect() {
         type Change = fn(&mut MountRequest);
-        let rows: [(&str, Change); 38] = [
+        let rows: [(&str, Change); 47] = [
             ("allow_other", |r| r.allow_other = true),
             ("allow_root", |r| r.allow_root = true),
             ("auto_unmount", |r| r.auto_unmount = true),
@@ -367,14 +381,24 @@ mod tests {
             ("negative_timeout=0", |r| r.negative_timeout = Some(Duration::ZERO)),
             ("timeout=1e9", |r| {
                 r.entry_timeout = Some(Duration::from_secs(1_000_000_000));
-                r.attr_timeout = r.entry_timeout;
+                (r.attr_timeout, r.negative_timeout) = (r.entry_timeout, r.entry_timeout);
             }),
+            ("uidmapping=:0:100000:65536", |r| r.owners.users = ids(&[(0, 100_000, 65_536)])),
+            ("gidmapping=0:1000:1:1:110000:65536", |r| r.owners.groups = ids(&[(0, 1000, 1), (1, 110_000, 65_536)])),
+            ("squash_to_uid=7,squash_to_root", |r| {
+                (r.owners.users.squash, r.owners.groups.squash, r.noacl) = (Some(7), Some(0), true);
+            }),
+            ("squash_to_gid=8", |r| (r.owners.groups.squash, r.noacl) = (Some(8), true)),
+            ("static_nlink", |r| r.static_nlink = true),
+            ("threaded=0", |r| r.threads = Some(1)),
+            ("threaded=0,threads=3", |r| r.threads = Some(3)),
             ("whiteout=overlay", |r| r.engine.format = Some(Format::Overlay)),
             ("whiteout=oci", |r| r.engine.format = Some(Format::Oci)),
             ("whiteout=unionfs", |r| r.engine.format = Some(Format::Unionfs)),
             ("whiteout=unionfs-fuse", |r| r.engine.format = Some(Format::UnionfsFuse)),
-            ("redirect=off", |r| r.engine.redirect = false),
+            ("redirect=off", |r| (r.engine.redirect, r.engine.metacopy) = (false, false)),
             ("redirect=off,redirect_dir=on", |r| r.engine.redirect = true),
+            ("metacopy=off", |r| r.engine.metacopy = false),
             ("userxattr", |r| r.engine.userxattr = Some(true)),
             ("volatile", |r| r.engine.volatile = true),
             (r"chroot=/n\,s", |r| r.chroot = Some("/n,s".into())),
@@ -397,7 +421,7 @@ mod tests {
     /// Rows: the arguments, and what the message holds.
     #[test]
     fn refusals() {
-        let rows: [(&[&str], &str); 40] = [
+        let rows: [(&[&str], &str); 45] = [
             (&[], "no branches and no mountpoint given: cowfs [-o"),
             (&["-o", "allow_other"], "no branches and no mountpoint given"),
             (&["/m"], "only '/m' given, of branches and mountpoint"),
@@ -422,14 +446,19 @@ mod tests {
             (&["A", "/m", "-oentry_timeout=nan"], "option 'entry_timeout=nan'"),
             (&["A", "/m", "-owhiteout=aufs"], "the value must be overlay|oci|unionfs|unionfs-fuse"),
             (&["A", "/m", "-oredirect=yes"], "option 'redirect=yes': the value must be on|off"),
+            (&["A", "/m", "-ometacopy=yes"], "option 'metacopy=yes': the value must be on|off"),
             (&["A", "/m", "-oallow_other,allow_root"], "exclude each other"),
             (&["-odirs=A,lowerdir=B", "/m"], "'dirs' and 'lowerdir' exclude each other"),
             (&["A", "/m", "-oupperdir=U"], "upperdir='U' without lowerdir="),
             (&["-olowerdir=A,upperdir=U", "/m"], "upperdir='U' needs workdir=DIR"),
             (&["-olowerdir=A::B", "/m"], "'::', are not supported"),
-            (&["A", "/m", "-ouidmapping=:0:100000:65536"], "ids are not mapped yet"),
-            (&["A", "/m", "-ouidmapping=0:0"], "the value must be HOST:CONTAINER:LENGTH"),
-            (&["A", "/m", "-osquash_to_uid=7"], "option 'squash_to_uid=7': ids are not mapped yet"),
+            (&["A", "/m", "-ouidmapping=0:0"], "the value must be STORED:SHOWN:LENGTH"),
+            (&["A", "/m", "-ouidmapping=:"], "the value must be STORED:SHOWN:LENGTH"),
+            (&["A", "/m", "-ogidmapping=0:0:0"], "the value must be STORED:SHOWN:LENGTH"),
+            (&["A", "/m", "-ogidmapping=0:1:4294967295"], "the value must be STORED:SHOWN:LENGTH"),
+            (&["A", "/m", "-osquash_to_uid=-1"], "option 'squash_to_uid=-1': the value must be UID"),
+            (&["A", "/m", "-osquash_to_gid=4294967295"], "the value must be GID"),
+            (&["A", "/m", "-othreaded=2"], "the value must be 0|1"),
             (&["A", "/m", "-oxattr_permissions=2"], "not supported yet"),
             (&["A", "/m", "-oumask=022"], "option 'umask=022': owners and modes"),
             (&["A", "/m", "-ofd=3"], "option 'fd=3': give /dev/fd/N as the mountpoint"),

@@ -9,9 +9,9 @@ use std::path::PathBuf;
 use crate::cli::UsageError;
 use crate::cli::branches::{branches, lower_dirs};
 use crate::cli::text::{path, positions, quote};
-use crate::cli::values::{FOREIGN_IDS, Given};
+use crate::cli::values::Given;
 use crate::cli::values::{
-    bounded_seconds, format, is_off, number, on_off, redirect_dir, seconds, threads, utf8, zero_one,
+    bounded_seconds, format, id, is_off, number, on_off, redirect_dir, seconds, threads, utf8, zero_one,
 };
 use crate::daemon::request::{BranchArg, MountRequest, Private};
 
@@ -28,10 +28,16 @@ pub(super) struct Typed {
     pub upper: Option<PathBuf>,
     /// `redirect=`, `redirect_dir=`; the default depends on who calls.
     pub redirect: Option<bool>,
+    /// `metacopy=`; the default depends on who calls.
+    pub metacopy: Option<bool>,
     /// `suid`, `nosuid`; likewise.
     pub suid: Option<bool>,
     /// `dev`, `nodev`; likewise.
     pub dev: Option<bool>,
+    /// `squash_to_root`; `squash_to_uid=` and `squash_to_gid=` outweigh it.
+    pub squash_to_root: bool,
+    /// `threaded=0`; `threads=` outweighs it.
+    pub unthreaded: bool,
     /// `remount`: nothing is to be mounted, the flags of what is mounted are to be changed.
     pub remount: bool,
     /// `fd=`, as typed; only a remount may have it.
@@ -81,6 +87,7 @@ const KNOWN: &[(&str, Effect)] = &[
     ("debug_file", Value("FILE", |t, v| v.set(&mut t.request.debug_file, |file| Some(path(file))))),
     ("whiteout", Value("overlay|oci|unionfs|unionfs-fuse", |t, v| v.set(&mut t.request.engine.format, format))),
     ("redirect", Value("on|off", |t, v| v.set(&mut t.redirect, on_off))),
+    ("metacopy", Value("on|off", |t, v| v.set(&mut t.metacopy, on_off))),
     ("volatile", Switch(|t| t.request.engine.volatile = true)),
     ("coherent", Switch(|t| t.request.coherent = true)),
     ("watch", Switch(|t| t.request.watch = true)),
@@ -207,15 +214,17 @@ const KNOWN: &[(&str, Effect)] = &[
     ),
     ("upperdir", Value("DIR", |t, v| v.once(&mut t.upper, |dir| Ok(path(dir))))),
     ("workdir", Value("DIR", |t, v| v.once(&mut t.request.workdir, |dir| Ok(path(dir))))),
-    ("timeout", Value("SECONDS", |t, v| v.both_timeouts(&mut t.request))),
+    ("timeout", Value("SECONDS", |t, v| v.all_timeouts(&mut t.request))),
     ("fsync", Value("0|1", |t, v| v.read(zero_one).map(|on| t.request.engine.volatile |= !on))),
     ("userxattr", Switch(|t| t.request.engine.userxattr = Some(true))),
     ("redirect_dir", Value("on|off|follow|nofollow", |t, v| v.set(&mut t.redirect, redirect_dir))),
-    ("uidmapping", Value("HOST:CONTAINER:LENGTH[:...]", |_, v| v.identity_mapping())),
-    ("gidmapping", Value("HOST:CONTAINER:LENGTH[:...]", |_, v| v.identity_mapping())),
-    ("squash_to_root", Refused(FOREIGN_IDS)),
-    ("squash_to_uid", Refused(FOREIGN_IDS)),
-    ("squash_to_gid", Refused(FOREIGN_IDS)),
+    ("uidmapping", Value("STORED:SHOWN:LENGTH[:...]", |t, v| v.mapping(&mut t.request.owners.users))),
+    ("gidmapping", Value("STORED:SHOWN:LENGTH[:...]", |t, v| v.mapping(&mut t.request.owners.groups))),
+    ("squash_to_root", Switch(|t| t.squash_to_root = true)),
+    ("squash_to_uid", Value("UID", |t, v| v.set(&mut t.request.owners.users.squash, id))),
+    ("squash_to_gid", Value("GID", |t, v| v.set(&mut t.request.owners.groups.squash, id))),
+    ("static_nlink", Switch(|t| t.request.static_nlink = true)),
+    ("threaded", Value("0|1", |t, v| v.read(zero_one).map(|on| t.unthreaded = !on))),
     ("xattr_permissions", Value("0", |_, v| v.only(b"0", "owners and modes in an xattr are not supported yet"))),
     ("noxattrs", Value("0", |_, v| v.only(b"0", "extended attributes cannot be switched off"))),
     ("nfs_export", Value("off", |_, v| v.only(b"off", "export over NFS is not supported yet"))),
@@ -231,9 +240,6 @@ const KNOWN: &[(&str, Effect)] = &[
     ("fast_ino", Nothing),
     ("fast_ino_check", Nothing),
     ("index", Nothing),
-    ("metacopy", Nothing),
-    ("static_nlink", Nothing),
-    ("threaded", Nothing),
     ("uuid", Nothing),
     ("writeback", Nothing),
     ("xino", Nothing),

@@ -5,10 +5,8 @@ use std::time::Duration;
 use crate::cli::UsageError;
 use crate::cli::text::{quote, split, unescape};
 use crate::daemon::request::MountRequest;
+use crate::fuse::owners::{Ids, Range};
 use crate::union::options::Format;
-
-/// Why owners cannot be shown otherwise.
-pub(super) const FOREIGN_IDS: &str = "ids are not mapped yet, and files would show other owners than asked for";
 
 /// A value that is there, with what is needed to complain about it.
 #[derive(Clone, Copy)]
@@ -54,25 +52,26 @@ impl Given<'_> {
         if self.value == word { Ok(()) } else { Err(self.bad(reason)) }
     }
 
-    pub(super) fn both_timeouts(self, request: &mut MountRequest) -> Result<(), UsageError> {
+    pub(super) fn all_timeouts(self, request: &mut MountRequest) -> Result<(), UsageError> {
         self.set(&mut request.entry_timeout, seconds)?;
-        self.set(&mut request.attr_timeout, seconds)
+        self.set(&mut request.attr_timeout, seconds)?;
+        self.set(&mut request.negative_timeout, seconds)
     }
 
-    /// `[:]HOST:CONTAINER:LENGTH...`: fine as long as every id maps to itself.
-    pub(super) fn identity_mapping(self) -> Result<(), UsageError> {
-        let text = self.value.strip_prefix(b":").unwrap_or(self.value);
-        let ids: Option<Vec<u64>> = split(text, b':').into_iter().map(|id| number(id, 0, u64::MAX)).collect();
-        match ids {
-            Some(ids) if ids.len().is_multiple_of(3) => {
-                if ids.chunks(3).all(|map| map[0] == map[1]) {
-                    Ok(())
-                } else {
-                    Err(self.bad(FOREIGN_IDS))
-                }
-            }
-            _ => Err(self.bad(&format!("the value must be {}", self.form))),
-        }
+    /// `[:]STORED:SHOWN:LENGTH...`; the colon in front is podman's.
+    pub(super) fn mapping(self, ids: &mut Ids) -> Result<(), UsageError> {
+        ids.ranges = self.read(|value| {
+            let text = value.strip_prefix(b":").unwrap_or(value);
+            let numbers: Option<Vec<u32>> = split(text, b':').into_iter().map(id).collect();
+            let (triples, rest) = numbers.as_ref()?.as_chunks::<3>();
+            let range = |&[stored, shown, length]: &[u32; 3]| {
+                // The last id is no id: it says "leave it as it is".
+                let fits = |first: u32| first.checked_add(length).is_some();
+                (length > 0 && fits(stored) && fits(shown)).then_some(Range { stored, shown, length })
+            };
+            if rest.is_empty() { triples.iter().map(range).collect() } else { None }
+        })?;
+        Ok(())
     }
 }
 
@@ -83,6 +82,11 @@ pub(super) fn utf8(value: &[u8]) -> Option<String> {
 pub(super) fn number(value: &[u8], least: u64, most: u64) -> Option<u64> {
     let number = std::str::from_utf8(value).ok()?.parse().ok()?;
     (least..=most).contains(&number).then_some(number)
+}
+
+/// A user or group.
+pub(super) fn id(value: &[u8]) -> Option<u32> {
+    number(value, 0, u64::from(u32::MAX) - 1)?.try_into().ok()
 }
 
 /// Each thread has a buffer of 16 MiB in the address space: more than a few hundred are a mistake.

@@ -13,22 +13,28 @@ use rustix::mount::{OpenTreeFlags, open_tree};
 
 use crate::daemon::lineage::{mount_id, path_of};
 use crate::daemon::overlap::Overlaps;
+use crate::daemon::request::MountFlags;
 use crate::daemon::resolve::{Checked, Id, Place, Resolved, describe};
 use crate::sys::mount::{Attributes, set_attributes};
 
 /// Replaces the descriptors in `resolved` by such of clones.
 ///
+/// Reading through the upper's leaves no access times where `flags` say so.
+///
 /// # Errors
 /// A line, if a branch that must be cloned (`overlaps.to_clone`) could not be.
-pub(crate) fn clone_all(resolved: &mut Resolved, overlaps: &Overlaps) -> Checked<()> {
+pub(crate) fn clone_all(resolved: &mut Resolved, overlaps: &Overlaps, flags: &MountFlags) -> Checked<()> {
     let mut failed = Vec::new();
+    // Who reads is the daemon, or the kernel in its stead: the union's own mount does not keep them from it.
+    let quiet = Attributes { no_atime: flags.noatime, no_dir_atime: flags.nodiratime, ..Attributes::default() };
+    let lower = Attributes { read_only: true, no_atime: true, ..Attributes::default() };
     let mut with_workdir = resolved.workdir.as_mut();
     for (index, branch) in resolved.branches.iter_mut().enumerate() {
         let cloned = match (branch.writable, with_workdir.take()) {
-            (true, Some(workdir)) => clone_together(&mut branch.place, workdir),
+            (true, Some(workdir)) => clone_together(&mut branch.place, workdir, quiet),
             (_, unused) => {
                 with_workdir = unused;
-                clone_one(&mut branch.place, !branch.writable)
+                clone_one(&mut branch.place, if branch.writable { quiet } else { lower })
             }
         };
         if let Err(errno) = cloned {
@@ -49,8 +55,8 @@ pub(crate) fn clone_all(resolved: &mut Resolved, overlaps: &Overlaps) -> Checked
     Ok(())
 }
 
-fn clone_one(place: &mut Place, read_only: bool) -> Result<(), Errno> {
-    let tree = clone_tree(&place.fd, read_only)?;
+fn clone_one(place: &mut Place, wanted: Attributes) -> Result<(), Errno> {
+    let tree = clone_tree(&place.fd, wanted)?;
     if Id::of(tree.as_fd())? != place.id {
         return Err(Errno::STALE);
     }
@@ -59,7 +65,7 @@ fn clone_one(place: &mut Place, read_only: bool) -> Result<(), Errno> {
 }
 
 /// Clones the mount that holds both once: rename(2) and link(2) do not cross mounts, not even of one filesystem.
-fn clone_together(upper: &mut Place, workdir: &mut Place) -> Result<(), Errno> {
+fn clone_together(upper: &mut Place, workdir: &mut Place, wanted: Attributes) -> Result<(), Errno> {
     let (up, work) = (path_of(upper.fd.as_fd())?, path_of(workdir.fd.as_fd())?);
     let common: PathBuf = up.components().zip(work.components()).take_while(|(a, b)| a == b).map(|(a, _)| a).collect();
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
@@ -68,7 +74,7 @@ fn clone_together(upper: &mut Place, workdir: &mut Place) -> Result<(), Errno> {
     if mount_id(upper.fd.as_fd())? != mount || mount_id(workdir.fd.as_fd())? != mount {
         return Err(Errno::XDEV);
     }
-    let tree = clone_tree(&around, false)?;
+    let tree = clone_tree(&around, wanted)?;
     let inside = |path: &Path, id: Id| {
         let below = path.strip_prefix(&common).map_err(|_| Errno::XDEV)?;
         let below = if below.as_os_str().is_empty() { Path::new(".") } else { below };
@@ -81,13 +87,14 @@ fn clone_together(upper: &mut Place, workdir: &mut Place) -> Result<(), Errno> {
     Ok(())
 }
 
-fn clone_tree(root: &OwnedFd, read_only: bool) -> Result<OwnedFd, Errno> {
+fn clone_tree(root: &OwnedFd, wanted: Attributes) -> Result<OwnedFd, Errno> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     let tree = open_tree(root, "", flags)?;
-    set_attributes(tree.as_fd(), Attributes { private: true, read_only, ..Attributes::default() })?;
-    if read_only {
+    let needed = Attributes { private: true, read_only: wanted.read_only, ..Attributes::default() };
+    set_attributes(tree.as_fd(), needed)?;
+    if wanted.no_atime || wanted.no_dir_atime {
         // A user namespace may not touch a locked atime setting; a read-only mount writes no atime anyway.
-        let _ = set_attributes(tree.as_fd(), Attributes { no_atime: true, ..Attributes::default() });
+        let _ = set_attributes(tree.as_fd(), wanted);
     }
     Ok(tree)
 }
@@ -114,14 +121,14 @@ mod tests {
         };
         let mut lower = place("lower");
         create(&lower.fd, "before").unwrap();
-        clone_one(&mut lower, true).unwrap();
+        clone_one(&mut lower, Attributes { read_only: true, no_atime: true, ..Attributes::default() }).unwrap();
         assert_eq!(create(&lower.fd, "after").unwrap_err(), Errno::ROFS);
         assert_eq!(create(&lower.fd, "before").unwrap_err(), Errno::ROFS);
         let parent = rustix::fs::openat(&lower.fd, "..", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
         assert_eq!(Id::of(parent.as_fd()).unwrap(), lower.id, "nothing lies above a clone");
 
         let (mut up, mut work) = (place("work/up"), place("work/dir"));
-        clone_together(&mut up, &mut work).unwrap();
+        clone_together(&mut up, &mut work, Attributes::default()).unwrap();
         create(&work.fd, "file").unwrap();
         rustix::fs::renameat(&work.fd, "file", &up.fd, "file").unwrap();
         rustix::fs::linkat(&up.fd, "file", &work.fd, "link", rustix::fs::AtFlags::empty()).unwrap();

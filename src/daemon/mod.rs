@@ -21,4 +21,5 @@ mod sandbox;
 mod signals;
 pub mod start;
 mod stdio;
+mod unmapped;
 mod watch;

@@ -5,6 +5,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::fuse::owners::Owners;
 use crate::union::options::Options;
 
 /// One branch as typed.
@@ -96,6 +97,10 @@ pub struct MountRequest {
     /// `noacl`: the kernel is not told that POSIX ACLs are honoured. So it must be with `relaxed_permissions`, because
     /// ACLs make the kernel check permissions whatever was asked.
     pub noacl: bool,
+    /// `uidmapping=`, `gidmapping=`, `squash_to_*`: whose objects are shown to be.
+    pub owners: Owners,
+    /// `static_nlink`: every directory is shown with one name.
+    pub static_nlink: bool,
     /// `private`, `rprivate`: what is made private first, so that the union appears in no other mount namespace.
     pub private: Option<Private>,
     /// `auto_unmount`: the mount goes away with the daemon, however that ends.

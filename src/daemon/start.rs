@@ -22,7 +22,7 @@ use crate::daemon::request::MountRequest;
 use crate::daemon::resolve::{self, Checked, Resolved, describe};
 use crate::daemon::sandbox::Sandbox;
 use crate::daemon::stdio::Null;
-use crate::daemon::{limits, lock, namespace, signals, watch};
+use crate::daemon::{limits, lock, namespace, signals, unmapped, watch};
 use crate::fuse::session::{Audience, Connection, connect};
 use crate::fuse::{Adapter, Settings};
 use crate::sys::process;
@@ -80,7 +80,7 @@ fn serve(request: &MountRequest, ready: Ready) -> Checked<()> {
     rustix::process::umask(Mode::empty());
     limits::set(request.max_files);
     let Plan { mut resolved, overlaps, means, mountpoint } = plan(request)?;
-    clone_all(&mut resolved, &overlaps)?;
+    clone_all(&mut resolved, &overlaps, &request.flags)?;
     let equipment = Equipment {
         sandbox: Sandbox::prepare(resolved.chroot.take()),
         null: Null::open(),
@@ -116,7 +116,8 @@ fn plan(request: &MountRequest) -> Checked<Plan> {
                     mount lets in could do everything; leave the option out, or run cowfs as an ordinary user"
             .into());
     }
-    let resolved = resolve::resolve(request)?;
+    let mut resolved = resolve::resolve(request)?;
+    unmapped::look_below_id_maps(&mut resolved, &request.owners);
     let means = Means::find(request)?;
     let mountpoint = mountpoint::resolve(&request.mountpoint, |path| means.clear(path))?;
     let place = match &mountpoint {
@@ -172,6 +173,8 @@ fn open_connection(
         watched: request.watch,
         passthrough: !request.no_passthrough,
         acl: !request.noacl,
+        owners: Arc::new(request.owners.clone()),
+        static_nlink: request.static_nlink,
     };
     let adapter = Adapter::new(union, settings);
     let (notices, spare) = (adapter.notices(), adapter.spare());

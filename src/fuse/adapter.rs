@@ -19,7 +19,7 @@ use fuser::{
     ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use crate::fuse::convert::{errno, file_attr, kind, received_device, set_time};
+use crate::fuse::convert::{errno, file_attr, handle, kind, node, received_device, set_time};
 use crate::fuse::ioctl::ioctl;
 use crate::fuse::notify::Notices;
 use crate::fuse::offer::{self, Agreed};
@@ -33,7 +33,7 @@ use crate::fuse::worker::Workers;
 use crate::union::Union;
 use crate::union::error::Errno;
 use crate::union::name::NAME_MAX;
-use crate::union::types::{Caller, HandleId, NodeId, SetAttr};
+use crate::union::types::{Caller, NodeId, SetAttr};
 
 /// Somebody without CAP_FSETID: the kernel has found the caller to be one.
 const ORDINARY: Caller = Caller { uid: u32::MAX, gid: u32::MAX, umask: 0 };
@@ -60,7 +60,7 @@ impl Adapter {
         let (workers, notices) = (Arc::default(), Arc::<Notices>::default());
         let opening = Opening::new(union.clone(), notices.clone(), settings.coherent, settings.direct_io);
         let opening = Arc::new(opening);
-        let answers = Answers::new(union.clone(), settings, opening.modes.clone(), notices.clone());
+        let answers = Answers::new(union.clone(), settings.clone(), opening.modes.clone(), notices.clone());
         let (space, agreed) = (Arc::new(Space::of(&union)), Arc::default());
         Self { union, answers, settings, opening, workers, notices, agreed, space, spare: false }
     }
@@ -75,6 +75,10 @@ impl Adapter {
         self.notices.clone()
     }
 
+    fn caller(&self, request: &Request, umask: u32) -> Caller {
+        self.settings.owners.caller(request.uid(), request.gid(), umask)
+    }
+
     /// Does what a request asks, on another thread if it has to copy a large file up first.
     fn heavy(&self, request: &'static str, node: NodeId, body: impl FnOnce(&Self) + Send + 'static) {
         if self.union.is_heavy(node) {
@@ -86,21 +90,9 @@ impl Adapter {
     }
 }
 
-fn node(ino: INodeNo) -> NodeId {
-    NodeId(ino.0)
-}
-
-fn handle(handle: FileHandle) -> HandleId {
-    HandleId(handle.0)
-}
-
-fn caller(request: &Request, umask: u32) -> Caller {
-    Caller { uid: request.uid(), gid: request.gid(), umask }
-}
-
 impl Filesystem for Adapter {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
-        if !self.spare && self.agreed.get_or_init(|| offer::accept(config, self.settings)).passthrough {
+        if !self.spare && self.agreed.get_or_init(|| offer::accept(config, &self.settings)).passthrough {
             self.opening.modes.offered();
         }
         Ok(())
@@ -160,12 +152,15 @@ impl Filesystem for Adapter {
             atime: atime.map(set_time),
             mtime: mtime.map(set_time),
         };
-        let caller = caller(request, 0);
+        let caller = self.caller(request, 0);
+        let set = self.settings.owners.to_store(set);
         self.heavy("setattr", node(ino), move |adapter| {
-            // Who cuts by a descriptor has opened it for writing, which has split off what had to be.
-            let by_name = set.size.is_some() && fh.is_none();
-            let ready = if by_name { adapter.opening.before_truncate(node(ino)) } else { Ok(()) };
-            let done = ready.and_then(|()| {
+            let done = set.and_then(|set| {
+                // Who cuts by a descriptor has opened it for writing, which has split off what had to be.
+                let by_name = set.size.is_some() && fh.is_none();
+                if by_name {
+                    adapter.opening.before_truncate(node(ino))?;
+                }
                 let attr = adapter.union.setattr(node(ino), fh.map(handle), &set, &caller)?;
                 if by_name {
                     adapter.opening.after_truncate(node(ino))?;
@@ -195,14 +190,14 @@ impl Filesystem for Adapter {
     ) {
         guard("mknod", || {
             let rdev = received_device(rdev);
-            let result = self.union.mknod(node(parent), name, mode, rdev, &caller(request, umask));
+            let result = self.union.mknod(node(parent), name, mode, rdev, &self.caller(request, umask));
             self.answers.reply_entry(result, reply);
         });
     }
 
     fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
         guard("mkdir", || {
-            self.answers.reply_entry(self.union.mkdir(node(parent), name, mode, &caller(request, umask)), reply);
+            self.answers.reply_entry(self.union.mkdir(node(parent), name, mode, &self.caller(request, umask)), reply);
         });
     }
 
@@ -216,7 +211,7 @@ impl Filesystem for Adapter {
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
         guard("symlink", || {
-            let result = self.union.symlink(node(parent), name, target.as_os_str(), &caller(request, 0));
+            let result = self.union.symlink(node(parent), name, target.as_os_str(), &self.caller(request, 0));
             self.answers.reply_entry(result, reply);
         });
     }
@@ -241,7 +236,7 @@ impl Filesystem for Adapter {
     }
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let caller = caller(request, 0);
+        let caller = self.caller(request, 0);
         let open = move |adapter: &Self| adapter.opening.open(node(ino), flags.0, &caller, reply);
         if flags.0 & (libc::O_ACCMODE | libc::O_TRUNC) == libc::O_RDONLY {
             guard("open", || open(self));
@@ -260,7 +255,7 @@ impl Filesystem for Adapter {
         flags: i32,
         reply: ReplyCreate,
     ) {
-        guard("create", || match self.union.create(node(parent), name, mode, flags, &caller(request, umask)) {
+        guard("create", || match self.union.create(node(parent), name, mode, flags, &self.caller(request, umask)) {
             Ok((entry, handle)) => {
                 // This answer has one time for both; the shorter one is right for both.
                 let (attr, attr_ttl, ttl) = self.answers.entry(&entry);
@@ -412,11 +407,17 @@ impl Filesystem for Adapter {
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        guard("setxattr", || reply_empty(self.union.setxattr(node(ino), name, value, flags), reply));
+        guard("setxattr", || {
+            let value = self.settings.owners.value_to_store(name.as_bytes(), value);
+            reply_empty(value.and_then(|value| self.union.setxattr(node(ino), name, &value, flags)), reply);
+        });
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        guard("getxattr", || reply_xattr(self.union.getxattr(node(ino), name), size, reply));
+        guard("getxattr", || {
+            let value = self.union.getxattr(node(ino), name);
+            reply_xattr(value.map(|value| self.settings.owners.shown_value(name.as_bytes(), value)), size, reply);
+        });
     }
 
     fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
@@ -458,7 +459,7 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         guard("fallocate", || {
-            let ready = self.union.before_change(handle(fh), &caller(request, 0));
+            let ready = self.union.before_change(handle(fh), &self.caller(request, 0));
             reply_empty(ready.and_then(|()| self.union.fallocate(handle(fh), mode, offset, length)), reply);
         });
     }
@@ -487,7 +488,7 @@ impl Filesystem for Adapter {
             // The answer has 32 bits for the length; copying less is allowed.
             let length = length.min(u64::from(u32::MAX));
             let (from, to) = ((handle(from), from_offset), (handle(to), to_offset));
-            let ready = self.union.before_change(to.0, &caller(request, 0));
+            let ready = self.union.before_change(to.0, &self.caller(request, 0));
             reply_written(ready.and_then(|()| self.union.copy_file_range(from, to, length)), reply);
         });
     }

@@ -4,10 +4,11 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use fuser::{FileHandle, INodeNo};
 use rustix::fs::FileType;
 
 use crate::union::error::Errno;
-use crate::union::types::{Attr, SetTime, Time};
+use crate::union::types::{Attr, HandleId, NodeId, SetTime, Time};
 
 const BILLION: u32 = 1_000_000_000;
 
@@ -118,6 +119,16 @@ pub fn fsxattr(flags: u32) -> [u8; 28] {
     let mut fsxattr = [0; 28];
     fsxattr[..4].copy_from_slice(&u32::to_ne_bytes(xflags));
     fsxattr
+}
+
+/// What fuser calls an inode is a node's id.
+pub(super) fn node(ino: INodeNo) -> NodeId {
+    NodeId(ino.0)
+}
+
+/// A handle as fuser has it.
+pub(super) fn handle(handle: FileHandle) -> HandleId {
+    HandleId(handle.0)
 }
 
 #[cfg(test)]

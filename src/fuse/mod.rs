@@ -8,6 +8,7 @@ mod ioctl;
 pub mod notify;
 mod offer;
 pub mod opening;
+pub mod owners;
 pub mod passthrough;
 pub mod pulse;
 pub mod reply;

@@ -36,7 +36,7 @@ pub(super) struct Agreed {
 }
 
 /// Takes what is wanted of the kernel's offer.
-pub(super) fn accept(config: &mut KernelConfig, settings: Settings) -> Agreed {
+pub(super) fn accept(config: &mut KernelConfig, settings: &Settings) -> Agreed {
     let mut wanted = WANTED;
     wanted.set(InitFlags::FUSE_POSIX_ACL, settings.acl);
     // Without it a shared map of a file opened for direct I/O is refused.

@@ -11,6 +11,7 @@ use fuser::{Generation, INodeNo, ReplyAttr, ReplyEmpty, ReplyEntry, ReplyWrite, 
 
 use crate::fuse::convert::{errno, file_attr};
 use crate::fuse::notify::Notices;
+use crate::fuse::owners::Owners;
 use crate::fuse::passthrough::Modes;
 use crate::fuse::pulse::during;
 use crate::union::Union;
@@ -32,7 +33,7 @@ const LOCAL_TTL: Duration = Duration::from_secs(10);
 const REMOTE_TTL: Duration = Duration::from_secs(1);
 
 /// What the answers tell the kernel beside the facts.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Settings {
     /// How long a name may be trusted; default: by what kind of branch it is in.
     pub entry_ttl: Option<Duration>,
@@ -50,6 +51,10 @@ pub struct Settings {
     pub passthrough: bool,
     /// POSIX ACLs are honoured (the kernel then checks all permissions, whatever else was asked).
     pub acl: bool,
+    /// Whose objects are shown to be.
+    pub owners: Arc<Owners>,
+    /// Every directory is shown with one name (`static_nlink`).
+    pub static_nlink: bool,
 }
 
 impl Default for Settings {
@@ -63,6 +68,8 @@ impl Default for Settings {
             watched: false,
             passthrough: true,
             acl: true,
+            owners: Arc::default(),
+            static_nlink: false,
         }
     }
 }
@@ -100,13 +107,22 @@ impl Answers {
     /// of one number) the node id has to go there, and nothing of the attributes may be trusted: the kernel asks again
     /// before it shows them, and `getattr` tells the true number.
     pub(super) fn entry(&self, entry: &Entry) -> (fuser::FileAttr, Duration, Duration) {
-        let attr = file_attr(&entry.attr);
+        let attr = self.shown(&entry.attr);
         let ttl = self.ttl(self.settings.entry_ttl, entry.attr.settled);
         if entry.node.0 == entry.attr.ino.0 {
             (attr, self.attr_ttl(entry.node, &entry.attr), ttl)
         } else {
             (fuser::FileAttr { ino: INodeNo(entry.node.0), ..attr }, Duration::ZERO, ttl)
         }
+    }
+
+    /// What the kernel is told of an object.
+    fn shown(&self, attr: &Attr) -> fuser::FileAttr {
+        let mut shown = file_attr(&self.settings.owners.shown(attr));
+        if self.settings.static_nlink && shown.kind == fuser::FileType::Directory {
+            shown.nlink = 1;
+        }
+        shown
     }
 
     pub(super) fn reply_entry(&self, result: Result<Entry>, reply: ReplyEntry) {
@@ -130,7 +146,7 @@ impl Answers {
 
     pub(super) fn reply_attr(&self, node: NodeId, result: Result<Attr>, reply: ReplyAttr) {
         match result {
-            Ok(attr) => reply.attr(&self.attr_ttl(node, &attr), &file_attr(&attr)),
+            Ok(attr) => reply.attr(&self.attr_ttl(node, &attr), &self.shown(&attr)),
             Err(error) => reply.error(errno(error)),
         }
     }

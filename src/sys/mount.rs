@@ -14,6 +14,8 @@ pub struct Attributes {
     pub read_only: bool,
     /// Reading leaves no time stamp.
     pub no_atime: bool,
+    /// Reading a directory leaves none.
+    pub no_dir_atime: bool,
     /// Mounts made below peers do not appear here, nor the reverse.
     pub private: bool,
 }
@@ -31,6 +33,9 @@ pub fn set_attributes(mount: BorrowedFd<'_>, wanted: Attributes) -> Result<(), E
     if wanted.no_atime {
         attr.attr_set |= libc::MOUNT_ATTR_NOATIME;
         attr.attr_clr |= libc::MOUNT_ATTR__ATIME;
+    }
+    if wanted.no_dir_atime {
+        attr.attr_set |= libc::MOUNT_ATTR_NODIRATIME;
     }
     if wanted.private {
         attr.propagation = libc::MS_PRIVATE;

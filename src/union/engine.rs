@@ -15,6 +15,7 @@ use crate::union::branch::fds::DirFds;
 use crate::union::branch::list::list_fd;
 use crate::union::copyup::meta::copy_times;
 use crate::union::error::{Errno, Result, best_effort};
+use crate::union::gone::Gone;
 use crate::union::handle::Handles;
 use crate::union::index::Index;
 use crate::union::ino::Numbers;
@@ -65,6 +66,7 @@ pub struct Union {
     pub(crate) handles: Handles,
     pub(crate) readings: Readings,
     pub(crate) index: Option<Index>,
+    pub(crate) gone: Option<Gone>,
     /// Held by a rename from one directory to another, so that "ancestor first" is the same for all meanwhile.
     pub(crate) crossing: Mutex<()>,
     workdir: bool,
@@ -114,14 +116,17 @@ impl Union {
         let (branch, identity) = (top.branch, top.identity());
         let ino = numbers.shown(&stack, top, &top.itself()?, identity)?;
         let kind = rustix::fs::FileType::Directory;
-        let seen = Seen { ino, kind, identity, branch, layers };
+        let seen = Seen { ino, kind, identity, branch, layers, lost: None };
         let table = Table::new(Arc::new(Node::new(NodeId::ROOT, seen, None, None)));
-        let index = match &stack.upper {
-            Some(upper) => Some(Index::open(upper.stage.private(), &upper.writer.keys)?),
-            None => None,
+        let (index, gone) = match &stack.upper {
+            Some(upper) => {
+                let private = upper.stage.private();
+                (Some(Index::open(private, &upper.writer.keys)?), Some(Gone::open(private)?))
+            }
+            None => (None, None),
         };
         let (handles, readings) = (Handles::default(), Readings::default());
-        Ok(Self { stack, fds, numbers, table, handles, readings, index, crossing: Mutex::new(()), workdir })
+        Ok(Self { stack, fds, numbers, table, handles, readings, index, gone, crossing: Mutex::new(()), workdir })
     }
 
     /// How many nodes are known: for statistics, and for tests that look for leaks.
@@ -137,9 +142,10 @@ impl Union {
     /// Tidies the private area; called once after the mount is gone.
     pub fn close(&self) {
         let (Some(upper), Some(branch)) = (&self.stack.upper, self.stack.branches.first()) else { return };
-        if let Some(index) = &self.index {
+        if let (Some(index), Some(gone)) = (&self.index, &self.gone) {
             index.close(upper.stage.private());
-            if !index.is_empty() {
+            gone.close();
+            if !index.is_empty() || !gone.is_empty() {
                 return;
             }
         }
@@ -202,8 +208,9 @@ fn writable(
     }
     let writer = Writer { format, keys, root: branch.root.clone(), mirror };
     let redirect = options.redirect && format == Format::Overlay && !user;
+    let metacopy = options.metacopy && redirect;
     let remote = branch.trust == Trust::Remote;
-    Ok((branch, Upper { stage, writer, volatile: options.volatile, remote, redirect }))
+    Ok((branch, Upper { stage, writer, volatile: options.volatile, remote, redirect, metacopy }))
 }
 
 /// The format that an upper holds, or that was asked for; `None` leaves the choice to what its filesystem can do.

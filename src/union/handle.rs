@@ -79,14 +79,16 @@ impl OpenFile {
 fn open_real(node: &Node, flags: OFlags) -> Result<(u32, Arc<OwnedFd>, Stat)> {
     let body = node.body.read();
     let epoch = node.epoch.load(Ordering::Acquire);
-    let at = body.at()?;
+    // Only for reading are data used where they lie: before a file is opened for writing, they have come.
+    let (at, identity) =
+        if flags & OFlags::ACCMODE == OFlags::RDONLY { body.data_at()? } else { (body.at()?, body.identity) };
     let fd = match at.open(flags.difference(OFlags::APPEND) | OFlags::NONBLOCK) {
         // An append-only file (chattr +a) can be opened for writing in no other way, and written nowhere else.
         Err(Errno::PERM) if flags.contains(OFlags::APPEND) => at.open(flags | OFlags::NONBLOCK)?,
         other => other?,
     };
     let stat = At::stat_fd(&fd)?;
-    if stat.identity() != body.identity {
+    if stat.identity() != identity {
         return Err(Errno::STALE);
     }
     Ok((epoch, Arc::new(fd), stat))

@@ -193,8 +193,18 @@ impl Index {
     /// # Errors
     /// Those of linkat(2) and setxattr(2).
     pub fn link_up(&self, keys: &Keys, entry: &Name, dir: impl AsFd, name: &Name) -> Result<()> {
-        change::link(&self.dir, entry, dir, name)?;
-        self.lower_count(keys, entry)
+        {
+            let _counting = self.counting.lock();
+            let at = self.at(entry);
+            if let Some(record) = Record::read(keys, &at)? {
+                // The inode is about to count a name that the union counts already.
+                let count = Count::Names(record.names(at.stat()?.nlink));
+                Record { count, ..record }.write(keys, &at)?;
+            }
+        }
+        let linked = change::link(&self.dir, entry, dir, name);
+        best_effort("count names", self.settle(keys, entry));
+        linked
     }
 
     /// A name that only the lower had is gone (or has become the upper's): one extra name less.

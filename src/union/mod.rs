@@ -4,6 +4,7 @@ pub mod copyup;
 pub mod engine;
 pub mod error;
 pub mod fault;
+pub mod gone;
 pub mod handle;
 pub mod index;
 pub mod ino;

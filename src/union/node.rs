@@ -20,6 +20,7 @@ use smallvec::SmallVec;
 
 use crate::union::branch::{At, Presence, RealDir};
 use crate::union::error::{Errno, Result};
+use crate::union::gone::Lost;
 use crate::union::name::Name;
 use crate::union::stack::{Layers, Stack};
 use crate::union::types::{BranchId, Ino, NodeId, Time};
@@ -57,6 +58,8 @@ pub struct Seen {
     pub branch: BranchId,
     /// For a directory: its layers.
     pub layers: Layers,
+    /// For a lower file: its names that have been deleted.
+    pub lost: Option<Lost>,
 }
 
 /// Where a node's real object is.
@@ -75,10 +78,47 @@ pub struct Body {
     pub held: Option<Arc<OwnedFd>>,
     /// Its name in the index, if it was found there.
     pub index: Option<At>,
-    /// Names of the lower file that were deleted while it was known.
+    /// Names of the lower file that were deleted (`gone`).
     pub gone: u32,
     /// When the last of them was: a change of the file's attributes that the lower file cannot show.
     pub touched: Option<Time>,
+    /// For a regular file: where its data are.
+    pub data: Data,
+}
+
+/// Where the data of a regular file are (`ops::metacopy`). What was unknown once never gets unknown again, and data that
+/// are the object's own stay that.
+#[derive(Clone)]
+pub enum Data {
+    /// Nobody has asked yet.
+    Unknown,
+    /// In the real object.
+    Own,
+    /// In a lower file; the real object has the attributes only.
+    Elsewhere(Arc<Place>),
+}
+
+/// A lower file that has the data of another one.
+#[derive(Clone)]
+pub struct Place {
+    /// The directory it is in.
+    pub dir: Arc<RealDir>,
+    /// Its name there.
+    pub name: Name,
+    /// Its device and inode number.
+    pub identity: (u64, u64),
+    /// A mark on the file without data says where this one is, whatever becomes of its own name.
+    pub anchored: bool,
+}
+
+impl Place {
+    /// The lower file.
+    ///
+    /// # Errors
+    /// Those of opening its directory.
+    pub fn at(&self) -> Result<At> {
+        self.dir.at(&self.name)
+    }
 }
 
 /// What the data of a file are, by a glance at their beginning.
@@ -107,8 +147,6 @@ pub struct Node {
     pub pages: AtomicU64,
     /// Only old descriptors lead to it: a look-up of its former name finds another node.
     pub left_behind: AtomicBool,
-    /// Its data are known to be where its attributes are (`ops::metacopy`).
-    pub has_data: AtomicBool,
     substance: AtomicU8,
     /// Held while it is copied up.
     pub lift: Mutex<()>,
@@ -129,7 +167,6 @@ impl Node {
             epoch: AtomicU32::new(0),
             pages: AtomicU64::new(0),
             left_behind: AtomicBool::new(false),
-            has_data: AtomicBool::new(false),
             substance: AtomicU8::new(0),
             lift: Mutex::new(()),
             children: RwLock::new(()),
@@ -141,8 +178,9 @@ impl Node {
                 before: None,
                 held: None,
                 index,
-                gone: 0,
-                touched: None,
+                gone: seen.lost.map_or(0, |lost| lost.names),
+                touched: seen.lost.map(|lost| lost.touched),
+                data: Data::Unknown,
             }),
         }
     }
@@ -219,6 +257,15 @@ impl Node {
     pub fn with<T>(&self, use_it: impl FnOnce(&At) -> Result<T>) -> Result<T> {
         let body = self.body.read();
         use_it(&body.at()?)
+    }
+
+    /// As `with`, for what is done to read the file's data: they may be in another object.
+    ///
+    /// # Errors
+    /// As `with`.
+    pub fn with_data<T>(&self, use_it: impl FnOnce(&At) -> Result<T>) -> Result<T> {
+        let body = self.body.read();
+        use_it(&body.data_at()?.0)
     }
 
     /// The layers of a directory.
@@ -301,6 +348,34 @@ impl Body {
         self.index.clone().ok_or(Errno::STALE)
     }
 
+    /// Where the data are to be read, and the device and inode number of what is there.
+    ///
+    /// # Errors
+    /// As `at`.
+    pub fn data_at(&self) -> Result<(At, (u64, u64))> {
+        match &self.data {
+            Data::Elsewhere(place) => Ok((place.at()?, place.identity)),
+            Data::Own | Data::Unknown => Ok((self.at()?, self.identity)),
+        }
+    }
+
+    /// The lower file that has the data in the object's stead.
+    pub fn data_place(&self) -> Option<&Arc<Place>> {
+        match &self.data {
+            Data::Elsewhere(place) => Some(place),
+            Data::Own | Data::Unknown => None,
+        }
+    }
+
+    /// Whether the data will be found under whatever name the object gets.
+    pub fn is_anchored(&self) -> bool {
+        match &self.data {
+            Data::Own => true,
+            Data::Elsewhere(place) => place.anchored,
+            Data::Unknown => false,
+        }
+    }
+
     /// The layer that belongs to `branch`.
     pub fn layer(&self, branch: BranchId) -> Option<Arc<RealDir>> {
         self.layers.iter().find(|dir| dir.branch == branch).cloned()
@@ -331,10 +406,12 @@ impl Body {
     }
 
     /// A name that only a lower branch has was deleted.
-    pub fn lost_lower_name(&mut self) {
+    pub fn lost_lower_name(&mut self) -> Lost {
         self.gone += 1;
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
-        self.touched = Some(Time { sec: now.tv_sec, nsec: u32::try_from(now.tv_nsec).unwrap_or(0) });
+        let touched = Time { sec: now.tv_sec, nsec: u32::try_from(now.tv_nsec).unwrap_or(0) };
+        self.touched = Some(touched);
+        Lost { names: self.gone, touched }
     }
 
     /// Whether `name` in `parent` is one of its names.

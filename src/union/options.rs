@@ -45,6 +45,9 @@ pub struct Options {
     /// `redirect=on|off`: a renamed lower directory is recorded by a redirect mark (overlay format only); off: EXDEV.
     /// Default: on, off in a container engine's call.
     pub redirect: bool,
+    /// `metacopy=on|off`: what changes only attributes of a lower file copies these alone; the data follow when the file
+    /// is opened for writing. Only where `redirect` is. Default: on, off in a container engine's call.
+    pub metacopy: bool,
     /// The marks' extended attributes are `user.overlay.*`, for a daemon that may not set `trusted.*` (in a user
     /// namespace). Default: found out at start.
     pub userxattr: Option<bool>,
@@ -52,6 +55,6 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { format: None, volatile: false, redirect: true, userxattr: None }
+        Self { format: None, volatile: false, redirect: true, metacopy: true, userxattr: None }
     }
 }

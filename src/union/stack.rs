@@ -94,6 +94,8 @@ pub struct Upper {
     pub remote: bool,
     /// A lower directory may be renamed: its new place remembers the old one by a mark.
     pub redirect: bool,
+    /// A change of attributes copies no data of a lower file.
+    pub metacopy: bool,
 }
 
 impl Upper {

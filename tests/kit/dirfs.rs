@@ -161,8 +161,14 @@ impl Fs for DirFs {
             return Err(Errno::NXIO);
         }
         let flags = if self.traceless && flags == OFlags::RDONLY { flags | OFlags::NOATIME } else { flags };
-        let fd =
-            fs::openat(&dir, name, flags | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::from_raw_mode(mode & 0o7777))?;
+        let open = |flags| {
+            fs::openat(&dir, name, flags | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::from_raw_mode(mode & 0o7777))
+        };
+        let fd = match open(flags) {
+            // fs.protected_regular: above every filesystem the kernel refuses O_CREAT of another's file in a sticky directory.
+            Err(Errno::ACCESS) if flags.contains(OFlags::CREATE) => open(flags.difference(OFlags::CREATE))?,
+            other => other?,
+        };
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         self.files.lock().unwrap().insert(number, std::sync::Arc::new(fd));
         Ok(Fd(number))

@@ -86,6 +86,16 @@ impl Snapshot {
         Ok(snapshot)
     }
 
+    /// The same, but for the times of these files, which are as in `other`.
+    pub fn with_mtime_of(mut self, other: &Self, paths: &[&[u8]]) -> Self {
+        for path in paths {
+            if let (Some(object), Some(other)) = (self.0.get_mut(*path), other.0.get(*path)) {
+                object.mtime = other.mtime;
+            }
+        }
+        self
+    }
+
     fn list(&self, fs: &dyn Fs, path: &[u8], todo: &mut Vec<Vec<u8>>) -> Result<(), String> {
         let mut listed = fs.list(path).map_err(|errno| format!("list {:?}: {errno}", show(path)))?;
         listed.sort();

@@ -183,6 +183,14 @@ fn sequels() -> Vec<Case> {
         case(vec![Op::Chmod(p("f"), 0o600)], Op::Append(p("f"), p("more"))),
         case(vec![Op::Chmod(p("f"), 0o600)], Op::Unlink(p("f"))),
         case(vec![Op::Chmod(p("f"), 0o600)], rename("f", "g", 0)),
+        case(vec![Op::Chmod(p("f"), 0o600)], Op::Link(p("f"), p("p/q/fl"))),
+        case(vec![Op::Chmod(p("f"), 0o600)], Op::Truncate(p("f"), 5)),
+        case(vec![Op::Chmod(p("f"), 0o600)], Op::OpenTrunc(p("f"))),
+        case(vec![Op::Chmod(p("f"), 0o600)], rename("f", "p/q/r/file", EXCHANGE)),
+        case(vec![Op::Chmod(p("f"), 0o600), rename("f", "p/q/g", 0)], Op::Append(p("p/q/g"), p("more"))),
+        case(vec![Op::Chmod(p("f"), 0o600), rename("f", "p/q/g", 0)], rename("p/q/g", "f", 0)),
+        case(vec![Op::Chown(p("h1"), 5, 6)], Op::Append(p("h2"), p("more"))),
+        case(vec![Op::Chown(p("h1"), 5, 6)], rename("h2", "h9", 0)),
         case(vec![Op::Unlink(p("d/one"))], Op::Create(p("d/one"), 0o600)),
         case(vec![rename("d", "dd", 0)], rename("dd", "d", 0)),
         case(vec![rename("d", "dd", 0)], rename("ud", "d", 0)),
@@ -212,6 +220,24 @@ impl Case {
     /// step of its own that may fail.
     pub fn loses_count(&self) -> bool {
         matches!(&self.op, Op::Unlink(path) if path.starts_with(b"h"))
+    }
+}
+
+impl Case {
+    /// The file whose data may come while this is done, if only its attributes have been copied before. While they come,
+    /// the file's time is the present; it is put back afterwards, so a death in between is seen by the time alone, as with
+    /// the kernel's overlayfs.
+    pub fn fetches(&self) -> &[&[u8]] {
+        let bare = |op: &Op| matches!(op, Op::Chmod(..) | Op::Chown(..));
+        if !self.before.first().is_some_and(bare) {
+            return &[];
+        }
+        match &self.op {
+            Op::Append(path, _) if path.starts_with(b"h") => &[b"h1", b"h2"],
+            Op::Append(path, _) if path.starts_with(b"p") => &[b"p/q/g"],
+            Op::Append(..) | Op::Truncate(..) => &[b"f"],
+            _ => &[],
+        }
     }
 }
 

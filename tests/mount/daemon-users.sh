@@ -86,6 +86,10 @@ refused "chroot=" 'chroot="/": only root' -o chroot=/ "$H/l=RO" "$M"
 refused "over its own branch" "would be mounted over it" "$M=RO:$H/u=RW" "$M"
 refused "a mountpoint of somebody else" 'fusermount3.*(write access|permission).*|refused, see its message above' \
 	"$H/l=RO" "$T/elsewhere"
+user_union() { setpriv --reuid=47999 --regid=47999 --clear-groups -- env -i PATH="$PATH" timeout -k 2 20 "$COWFS" "$@"; }
+mkdir -m 777 "$T/open"
+refused "a user without a name" 'fusermount3.*could not determine username' "$H/l=RO" "$T/open"
+user_union() { as_user timeout -k 2 20 "$COWFS" "$@"; }
 echo >"$T/.test/fuse.conf"
 user_union -o allow_other "$H/l=RO" "$M" 2>err
 equal "allow_other without user_allow_other: status" $? 1

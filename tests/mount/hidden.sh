@@ -49,8 +49,14 @@ for name in ours:
         fails(f"{format}: chmod {place}", refused, os.chmod, p, 0o777)
         fails(f"{format}: truncate {place}", refused, os.truncate, p, 0)
         fails(f"{format}: setxattr {place}", refused, os.setxattr, p, "user.a", b"b")
-fails(f"{format}: a whiteout by mknod", (errno.EPERM, errno.EINVAL), os.mknod, f"{top}/made", stat.S_IFCHR | 0o600, os.makedev(0, 0))
-fails(f"{format}: a whiteout over a lower name", (errno.EPERM, errno.EINVAL, errno.EEXIST), os.mknod, f"{top}/kept", stat.S_IFCHR, os.makedev(0, 0))
+# What looks like a whiteout is a device that can be seen, and the branch holds none.
+os.mknod(f"{top}/made", stat.S_IFCHR | 0o600, os.makedev(0, 0))
+made = os.lstat(f"{top}/made")
+equal(f"{format}: a device 0:0 is a device", (stat.S_ISCHR(made.st_mode), made.st_rdev, "made" in os.listdir(top)), (True, 0, True))
+equal(f"{format}: it is no whiteout in the branch", os.lstat(f"{upper}/made").st_rdev, os.makedev(0, 255))
+os.unlink(f"{top}/made")
+fails(f"{format}: its stand-in", errno.EPERM, os.mknod, f"{top}/made", stat.S_IFCHR | 0o600, os.makedev(0, 255))
+fails(f"{format}: a whiteout over a lower name", errno.EEXIST, os.mknod, f"{top}/kept", stat.S_IFCHR, os.makedev(0, 0))
 fails(f"{format}: a whiteout by rename", (errno.EPERM, errno.EINVAL), renameat2, f"{top}/kept", f"{top}/moved", RENAME_WHITEOUT)
 for space in ("trusted", "user"):
     for mark in ("opaque", "redirect", "metacopy", "origin", "whiteout", "nlink", "impure", "xyz"):

@@ -1,7 +1,7 @@
 //! The attributes of a copy-up: owner, extended attributes (ACLs and capabilities among them), mode, times; in that
 //! order, because each step may undo a later one (chown drops capabilities and set-id bits, all of them move times).
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 
 use crate::sys::creds::privileged;
 use crate::union::branch::{At, Stat};
@@ -11,6 +11,9 @@ use crate::union::types::SetTime;
 
 /// The bits of a mode that let a program act for its file's owner or group.
 const SET_ID: u32 = 0o6000;
+
+/// File capabilities: the one attribute that a write takes away, whoever writes.
+pub const CAPABILITY: &CStr = c"security.capability";
 
 /// Gives `to` the attributes of `from`, whose stat is `was`, but for the times. Marks are not copied: they belong to a
 /// branch.

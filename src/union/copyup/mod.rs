@@ -32,12 +32,28 @@ pub struct Source<'a> {
     pub at: &'a At,
     /// Its attributes.
     pub stat: &'a Stat,
-    /// How many bytes of a regular file are wanted; the rest is about to be cut off.
-    pub bytes: u64,
+    /// The lower file that has its data, if it has none of its own.
+    pub data: Option<&'a At>,
+    /// What of a regular file is wanted.
+    pub wanted: Wanted,
     /// Uuid of its filesystem, for the origin mark.
     pub uuid: [u8; 16],
     /// Tag of its device, for the origin mark where the filesystem has no handles.
     pub tag: u64,
+}
+
+/// What of a regular file is copied, beside its attributes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// Nothing: a mark says that the data are the lower file's still.
+    Attributes,
+    /// So many bytes from its beginning; the rest is about to be cut off.
+    Bytes(u64),
+}
+
+impl Wanted {
+    /// All there is.
+    pub const ALL: Self = Self::Bytes(u64::MAX);
 }
 
 /// Where and how copies are made.
@@ -60,6 +76,12 @@ pub enum Copy<'a> {
     Staged(Staged<'a>),
 }
 
+impl Source<'_> {
+    fn is_cut(&self) -> bool {
+        matches!(self.wanted, Wanted::Bytes(bytes) if bytes < self.stat.size) && self.stat.kind().is_file()
+    }
+}
+
 impl<'a> Workshop<'a> {
     /// Makes a copy of `source`.
     ///
@@ -79,14 +101,24 @@ impl<'a> Workshop<'a> {
             let staged = self.stage.temp()?;
             (change::create(staged.dir(), &staged.name, 0o600, OFlags::RDWR)?, Some(staged))
         };
-        let bytes = source.bytes.min(source.stat.size);
+        let bytes = match source.wanted {
+            Wanted::Bytes(bytes) => bytes.min(source.stat.size),
+            Wanted::Attributes => 0,
+        };
         if bytes > 0 {
-            let from = source.at.open(OFlags::RDONLY | OFlags::NONBLOCK)?;
+            let from = source.data.unwrap_or(source.at).open(OFlags::RDONLY | OFlags::NONBLOCK)?;
             data::copy(from.as_fd(), fd.as_fd(), bytes, (bytes == source.stat.size, self.remote))?;
         }
         let fd = Arc::new(fd);
+        if source.wanted == Wanted::Attributes {
+            step("set size")?;
+            rustix::fs::ftruncate(&fd, source.stat.size)?;
+            At::Fd(fd.clone()).set_xattr(&self.keys.metacopy, b"", 0)?;
+        }
         self.finish(source, &At::Fd(fd.clone()))?;
-        if !self.volatile {
+        // What must not be lost behind a name that is there are data. Size, marks and name of a file without are changes
+        // of its filesystem's own records, which keep their order over a loss of power.
+        if !self.volatile && bytes > 0 {
             step("sync")?;
             rustix::fs::fsync(&fd)?;
         }
@@ -112,7 +144,7 @@ impl<'a> Workshop<'a> {
     fn finish(&self, source: &Source<'_>, copy: &At) -> Result<()> {
         self.mark_origin(source, copy)?;
         meta::copy(source.at, source.stat, copy)?;
-        if source.bytes < source.stat.size && source.stat.kind().is_file() {
+        if source.is_cut() {
             // What shows up is the file after it was cut, whatever happens next.
             return copy.set_times(None, Some(SetTime::Now));
         }

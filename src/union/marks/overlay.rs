@@ -5,6 +5,8 @@
 
 use std::ffi::{CStr, CString};
 
+use rustix::fs::FileType;
+
 use crate::union::branch::{At, Stat};
 use crate::union::error::{Errno, Result};
 
@@ -63,9 +65,35 @@ pub fn is_private(key: &[u8]) -> bool {
         .any(|prefix| key.starts_with(prefix))
 }
 
+/// The number of a whiteout device.
+const WHITEOUT: (u32, u32) = (0, 0);
+
+/// The number that a branch keeps for a character device 0:0 of the union, where that would be a whiteout.
+///
+/// No driver has it (major 0), every filesystem can hold it (8 bits), and unions that know nothing of this show a device
+/// just as dead.
+const KEPT: (u32, u32) = (0, 255);
+
 /// Whether `stat` is that of a whiteout device.
 pub fn is_device(stat: &Stat) -> bool {
-    stat.kind().is_char_device() && stat.rdev == (0, 0)
+    stat.kind().is_char_device() && stat.rdev == WHITEOUT
+}
+
+/// The number with which a branch keeps the union's device `rdev`.
+///
+/// # Errors
+/// `EPERM` for the number that stands for another.
+pub fn kept_number(kind: FileType, rdev: (u32, u32)) -> Result<(u32, u32)> {
+    match rdev {
+        WHITEOUT if kind.is_char_device() => Ok(KEPT),
+        KEPT if kind.is_char_device() => Err(Errno::PERM),
+        other => Ok(other),
+    }
+}
+
+/// The number that the union shows of a branch's object.
+pub fn shown_number(stat: &Stat) -> (u32, u32) {
+    if stat.kind().is_char_device() && stat.rdev == KEPT { WHITEOUT } else { stat.rdev }
 }
 
 /// Whether the empty regular file `at` carries the whiteout attribute.

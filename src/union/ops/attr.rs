@@ -25,7 +25,13 @@ impl Union {
     pub fn setattr(&self, node: NodeId, handle: Option<HandleId>, set: &SetAttr, caller: &Caller) -> Result<Attr> {
         let id = node;
         let node = self.table.get(id)?;
-        self.raise(&node, set.size.unwrap_or(u64::MAX))?;
+        match set.size {
+            Some(size) => self.raise(&node, size)?,
+            None => self.raise_attributes(&node)?,
+        }
+        // Data that are on their way put back the times when they are there.
+        let without_data = node.body.read().data_place().is_some();
+        let _lift = without_data.then(|| node.lift.lock());
         if let Some(size) = set.size {
             if node.is_dir() {
                 return Err(Errno::ISDIR);
@@ -33,7 +39,9 @@ impl Union {
             self.truncate(&node, handle, size, caller).during("truncate", id)?;
         }
         node.with(|at| {
-            if set.uid.is_some() || set.gid.is_some() {
+            // What names nothing is a chown(2) to nobody: it takes set-id bits away, if it is the owner's.
+            let of_nothing = *set == SetAttr::default() && (caller.uid == 0 || at.stat()?.uid == caller.uid);
+            if set.uid.is_some() || set.gid.is_some() || of_nothing {
                 at.chown(set.uid, set.gid)?;
             }
             // After chown, which takes set-id bits away.

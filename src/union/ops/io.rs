@@ -4,7 +4,7 @@ use std::ffi::c_int;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use rustix::fs::{FallocateFlags, SeekFrom};
+use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 
 use crate::union::engine::Union;
 use crate::union::error::{Errno, Result};
@@ -75,7 +75,13 @@ impl Union {
         if self.stack.upper.as_ref().is_some_and(|upper| upper.volatile) {
             return Ok(());
         }
-        let fd = self.file_fd(handle)?;
+        let file = self.handles.get(handle)?;
+        let fd = if file.node.body.read().data_place().is_some() {
+            // What can be lost are attributes: the data are a lower file's.
+            Arc::new(file.node.with(|at| at.open(OFlags::RDONLY | OFlags::NONBLOCK))?)
+        } else {
+            file.fd()?
+        };
         if datasync { rustix::fs::fdatasync(&fd) } else { rustix::fs::fsync(&fd) }
     }
 

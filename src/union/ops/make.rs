@@ -17,6 +17,7 @@ use crate::union::branch::{At, RealDir, change};
 use crate::union::engine::Union;
 use crate::union::error::{During, Errno, Result, best_effort};
 use crate::union::handle::OpenFile;
+use crate::union::marks::overlay;
 use crate::union::name::Name;
 use crate::union::node::{Link, Node, Seen};
 use crate::union::resolve::{Found, InUpper, in_upper, lies_below};
@@ -42,11 +43,9 @@ impl Union {
     /// As mknod(2); `mode` holds type and permissions, `rdev` major and minor number.
     ///
     /// # Errors
-    /// `EPERM` for what would be a whiteout; those of mknod(2) and of copying up the directory.
+    /// `EPERM` for the one number that is kept for others; those of mknod(2) and of copying up the directory.
     pub fn mknod(&self, parent: NodeId, name: &OsStr, mode: u32, rdev: (u32, u32), caller: &Caller) -> Result<Entry> {
-        if FileType::from_raw_mode(mode).is_char_device() && rdev == (0, 0) {
-            return Err(Errno::PERM);
-        }
+        let rdev = overlay::kept_number(FileType::from_raw_mode(mode), rdev)?;
         self.make(parent, name, caller, |dir, name| change::mknod(dir, name, mode, rdev))
     }
 
@@ -184,7 +183,8 @@ impl Union {
             return Err(Errno::PERM);
         }
         let name = self.checked_name(&parent, name)?;
-        self.raise(&node, u64::MAX)?;
+        self.raise_attributes(&node)?;
+        self.anchor(&node)?;
         // Before the inode gets a further name: its count of names may have to follow from here on.
         self.indexed(&node.body.read())?;
         self.in_free(&parent, &name, |free| {
@@ -255,7 +255,7 @@ impl Union {
         let identity = stat.identity();
         // New, so it has no origin: its number is its own.
         let ino = self.numbers.number(identity.0, identity.1);
-        let seen = Seen { ino, kind: stat.kind(), identity, branch: Stack::UPPER, layers };
+        let seen = Seen { ino, kind: stat.kind(), identity, branch: Stack::UPPER, layers, lost: None };
         let link = Link { parent: free.parent.clone(), name: free.name.clone(), branch: Stack::UPPER };
         let node = self.table.enter(seen, None, link);
         let attr = self.attr(&node, &stat)?;

@@ -24,8 +24,9 @@ use crate::union::branch::{At, Presence, RealDir, Stat};
 use crate::union::engine::Union;
 use crate::union::error::{Errno, Result, best_effort};
 use crate::union::index::{Index, Record};
+use crate::union::marks::overlay;
 use crate::union::name::Name;
-use crate::union::node::{Link, Node, Seen};
+use crate::union::node::{Body, Link, Node, Seen};
 use crate::union::ops::open::stat_of;
 use crate::union::resolve::{Found, find};
 use crate::union::stack::Stack;
@@ -78,7 +79,7 @@ impl Union {
             Some((parent, name)) => self.numbers.shown(&self.stack, top, &parent.at(&name)?, identity)?,
             None => self.numbers.number(identity.0, identity.1),
         };
-        Ok(Seen { ino, kind: rustix::fs::FileType::Directory, identity, branch, layers })
+        Ok(Seen { ino, kind: rustix::fs::FileType::Directory, identity, branch, layers, lost: None })
     }
 
     /// A file found in `dir`; if it is one of several lower names of a file whose copy is in the index, the copy is
@@ -92,38 +93,55 @@ impl Union {
             identity: stat.identity(),
             branch: dir.branch,
             layers: crate::union::stack::Layers::new(),
+            lost: None,
         };
         let mut in_index = None;
-        if let Some((index, entry)) = self.index_entry(dir, stat)?
-            && let Some(copy) = index.find(&self.stack.upper()?.writer.keys, &entry, &at)?
-        {
-            *stat = copy;
-            seen.identity = copy.identity();
-            seen.branch = Stack::UPPER;
-            in_index = Some(index.at(&entry));
+        if let Some((index, entry)) = self.index_entry(dir.branch, stat)? {
+            if let Some(copy) = index.find(&self.stack.upper()?.writer.keys, &entry, &at)? {
+                *stat = copy;
+                seen.identity = copy.identity();
+                seen.branch = Stack::UPPER;
+                in_index = Some(index.at(&entry));
+            } else {
+                seen.lost = self.gone.as_ref().and_then(|gone| gone.of(&entry));
+            }
         }
         Ok((seen, in_index))
     }
 
     /// The index and the name that a lower file with these attributes would have there; `None` if it has one name only.
-    fn index_entry(&self, dir: &RealDir, stat: &Stat) -> Result<Option<(&Index, Name)>> {
+    fn index_entry(&self, branch: BranchId, stat: &Stat) -> Result<Option<(&Index, Name)>> {
         let Some(index) = &self.index else { return Ok(None) };
-        let branch = self.stack.branch(dir.branch)?;
+        let is_upper = self.stack.is_upper(branch);
+        let branch = self.stack.branch(branch)?;
         let same_device = branch.root.identity().0 == stat.dev;
         // `user.*` attributes, and so the index's records, are for regular files only.
         let recordable = stat.kind().is_file() || !self.stack.upper()?.writer.keys.user;
-        if stat.nlink < 2 || !recordable || stat.is_dir() || self.stack.is_upper(dir.branch) || !same_device {
+        if stat.nlink < 2 || !recordable || stat.is_dir() || is_upper || !same_device {
             return Ok(None);
         }
         Ok(Some((index, Index::name_for(branch.tag, stat.ino)?)))
     }
 
+    /// A name that only a lower branch had was deleted of the object whose body is given; `was` are its attributes.
+    fn lose_lower_name(&self, body: &mut Body, was: Option<&Stat>) {
+        let lost = body.lost_lower_name();
+        let (Some(gone), Some(was)) = (&self.gone, was) else { return };
+        match self.index_entry(body.branch, was) {
+            Ok(Some((_, entry))) if lost.names >= was.nlink => gone.clear(&entry),
+            Ok(Some((_, entry))) => gone.set(&entry, lost),
+            Ok(None) => {}
+            Err(errno) => best_effort::<()>("record a deleted name", Err(errno)),
+        }
+    }
+
     /// What stat shows of `node`, whose real object has the attributes `stat`.
-    fn attr(&self, node: &Node, stat: &Stat) -> Result<Attr> {
+    fn attr(&self, node: &Arc<Node>, stat: &Stat) -> Result<Attr> {
+        let data = self.data_stat(node, stat).unwrap_or(*stat);
         Ok(Attr {
             ino: node.ino,
-            size: stat.size,
-            blocks: stat.blocks,
+            size: data.size,
+            blocks: data.blocks,
             atime: stat.atime,
             mtime: stat.mtime,
             ctime: stat.ctime.max(node.body.read().touched.unwrap_or(stat.ctime)),
@@ -131,7 +149,7 @@ impl Union {
             nlink: self.nlink(node, stat)?,
             uid: stat.uid,
             gid: stat.gid,
-            rdev: stat.rdev,
+            rdev: overlay::shown_number(stat),
             blksize: stat.blksize,
             settled: self.is_settled(node),
         })
@@ -140,7 +158,7 @@ impl Union {
     /// Whether only requests change what `node` shows. A directory with lower parts shows their changes too.
     fn is_settled(&self, node: &Node) -> bool {
         let body = node.body.read();
-        self.stack.is_upper(body.branch) && body.layers.len() <= 1
+        self.stack.is_upper(body.branch) && body.layers.len() <= 1 && body.data_place().is_none()
     }
 
     /// How many names the union has for `node`.

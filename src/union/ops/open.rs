@@ -25,9 +25,9 @@ const SAMPLE: usize = 4096;
 /// What an open finds before it is decided how the data travel.
 #[derive(Clone, Copy, Debug)]
 pub struct Facts {
-    /// The real file is the upper's.
+    /// The file that has the data is the upper's.
     pub in_upper: bool,
-    /// Its attributes.
+    /// Its attributes; the mode is the union's.
     pub stat: Stat,
 }
 
@@ -66,12 +66,15 @@ impl Union {
         let flags = OFlags::from_bits_retain(flags.cast_unsigned());
         if may_write(flags) {
             self.raise(&node, if flags.contains(OFlags::TRUNC) { 0 } else { u64::MAX })?;
+        } else {
+            self.know_data(&node)?;
         }
-        self.with_own_data(&node, if flags.contains(OFlags::TRUNC) { 0 } else { u64::MAX })?;
         let body = node.body.read();
         let stat = stat_of(&body)?;
-        let in_upper = self.stack.is_upper(body.branch);
-        Ok(Facts { in_upper, stat })
+        Ok(match body.data_place() {
+            Some(place) => Facts { in_upper: false, stat: Stat { mode: stat.mode, ..place.at()?.stat()? } },
+            None => Facts { in_upper: self.stack.is_upper(body.branch), stat },
+        })
     }
 
     /// Opens a file whose data go through the daemon.
@@ -106,7 +109,7 @@ impl Union {
         let node = self.table.get(node)?;
         let flags = OFlags::from_bits_retain(flags.cast_unsigned());
         let fd = if wanted {
-            let fd = node.with(|at| at.open(OFlags::PATH))?;
+            let fd = node.with_data(|at| at.open(OFlags::PATH))?;
             if At::stat_fd(&fd)?.identity() != identity {
                 return Err(Errno::STALE);
             }
@@ -142,7 +145,7 @@ impl Union {
             return Ok(known == Substance::Data);
         }
         let mut sample = [0; SAMPLE];
-        let fd = node.with(|at| at.open(OFlags::RDONLY | OFlags::NONBLOCK))?;
+        let fd = node.with_data(|at| at.open(OFlags::RDONLY | OFlags::NONBLOCK))?;
         let length = rustix::io::pread(&fd, &mut sample, 0)?;
         let data = sample[..length].contains(&0);
         node.set_substance(if data { Substance::Data } else { Substance::Text });
@@ -191,7 +194,8 @@ impl Union {
         const HEAVY: u64 = 1 << 20;
         let Ok(node) = self.table.get(node) else { return false };
         let body = node.body.read();
-        node.kind.is_file() && !self.stack.is_upper(body.branch) && stat_of(&body).is_ok_and(|stat| stat.size >= HEAVY)
+        let complete = self.stack.is_upper(body.branch) && body.data_place().is_none();
+        node.kind.is_file() && !complete && stat_of(&body).is_ok_and(|stat| stat.size >= HEAVY)
     }
 
     /// Closes a file.

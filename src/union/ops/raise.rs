@@ -6,12 +6,13 @@
 use std::sync::Arc;
 
 use crate::union::branch::{At, RealDir, Stat, change};
-use crate::union::copyup::{Copy, Source};
+use crate::union::copyup::meta::CAPABILITY;
+use crate::union::copyup::{Copy, Source, Wanted};
 use crate::union::engine::Union;
 use crate::union::error::{During, Errno, Result, best_effort};
 use crate::union::index::Index;
 use crate::union::name::Name;
-use crate::union::node::{Link, Node};
+use crate::union::node::{Data, Link, Node, Place};
 use crate::union::stack::{Stack, Upper};
 
 impl Union {
@@ -55,7 +56,7 @@ impl Union {
         }
         let at = from.itself()?;
         let stat = at.stat()?;
-        let copy = self.copy(upper, &from, &at, &stat, 0)?;
+        let copy = self.copy(upper, &from, (&at, &stat), (None, Wanted::Attributes))?;
         let _names = link.parent.children.write();
         if !node.body.read().has_link(&link.parent, &link.name) {
             // Renamed or removed meanwhile; whoever asked looks again.
@@ -74,9 +75,15 @@ impl Union {
         Ok(())
     }
 
-    fn copy<'a>(&self, upper: &'a Upper, dir: &RealDir, at: &At, stat: &Stat, bytes: u64) -> Result<Copy<'a>> {
+    fn copy<'a>(
+        &self,
+        upper: &'a Upper,
+        dir: &RealDir,
+        (at, stat): (&At, &Stat),
+        (data, wanted): (Option<&At>, Wanted),
+    ) -> Result<Copy<'a>> {
         let branch = self.stack.branch(dir.branch)?;
-        let source = Source { at, stat, bytes, uuid: branch.uuid, tag: branch.tag };
+        let source = Source { at, stat, data, wanted, uuid: branch.uuid, tag: branch.tag };
         upper.workshop().copy(&source).during("copy up", at)
     }
 
@@ -113,11 +120,28 @@ impl Union {
     /// # Errors
     /// As `raise_dir`; `ESTALE` if the branch has another object in its place.
     pub(super) fn raise(&self, node: &Arc<Node>, bytes: u64) -> Result<()> {
+        self.lift(node, Wanted::Bytes(bytes))?;
+        self.with_own_data(node, bytes)
+    }
+
+    /// Brings a node into the upper; of a regular file the attributes alone, if that can be.
+    ///
+    /// # Errors
+    /// As `raise`.
+    pub(super) fn raise_attributes(&self, node: &Arc<Node>) -> Result<()> {
+        self.lift(node, Wanted::Attributes)
+    }
+
+    fn lift(&self, node: &Arc<Node>, wanted: Wanted) -> Result<()> {
         if node.is_dir() {
             return self.raise_dir(node).map(drop);
         }
         let upper = self.stack.upper()?;
-        self.with_own_data(node, bytes)?;
+        match self.know_data(node) {
+            // They are about to be cut off.
+            Err(Errno::IO) if wanted == Wanted::Bytes(0) => {}
+            known => known?,
+        }
         if self.stack.is_upper(node.body.read().branch) {
             return Ok(());
         }
@@ -125,15 +149,15 @@ impl Union {
         while !self.stack.is_upper(node.body.read().branch) {
             let link = node.link();
             match link {
-                Some(link) => self.lift_leaf(upper, node, &link, bytes)?,
-                None => self.lift_unlinked(upper, node, bytes)?,
+                Some(link) => self.lift_leaf(upper, node, &link, wanted)?,
+                None => self.lift_unlinked(upper, node, wanted)?,
             }
         }
         Ok(())
     }
 
     /// Copies up a file under one of its names. Does nothing if that name is lost meanwhile.
-    fn lift_leaf(&self, upper: &Upper, node: &Arc<Node>, link: &Link, bytes: u64) -> Result<()> {
+    fn lift_leaf(&self, upper: &Upper, node: &Arc<Node>, link: &Link, wanted: Wanted) -> Result<()> {
         let dir = self.raise_dir(&link.parent)?;
         let from = link.parent.body.read().layer(link.branch).ok_or(Errno::STALE)?;
         let at = from.at(&link.name)?;
@@ -142,7 +166,10 @@ impl Union {
             Ok(_) | Err(Errno::NOENT) => return self.lost(node, link),
             Err(errno) => return Err(errno),
         };
-        let copy = self.copy(upper, &from, &at, &stat, bytes)?;
+        let place = node.body.read().data_place().cloned();
+        let data = place.as_ref().map(|place| place.at()).transpose()?;
+        let wanted = feasible(upper, wanted, &at, &stat)?;
+        let copy = self.copy(upper, &from, (&at, &stat), (data.as_ref(), wanted))?;
         let _names = link.parent.children.write();
         // From here on, since a look-up that finds the copy by the index has to find it in this node.
         let mut body = node.body.write();
@@ -162,12 +189,23 @@ impl Union {
         if let (Some(index), Some(entry)) = (&self.index, entry) {
             self.tidy("count names", index.settle(&upper.writer.keys, &entry));
             body.index = Some(index.at(&entry));
+            if let Some(gone) = &self.gone {
+                gone.clear(&entry);
+            }
         }
         body.remember(Link { branch: Stack::UPPER, ..link.clone() });
         body.before = Some(body.identity);
         body.branch = Stack::UPPER;
         body.identity = fresh.identity();
         body.gone = 0;
+        body.data = match wanted {
+            Wanted::Bytes(_) => Data::Own,
+            Wanted::Attributes => {
+                let name = link.name.clone();
+                let here = || Arc::new(Place { dir: from, name, identity: stat.identity(), anchored: false });
+                Data::Elsewhere(place.unwrap_or_else(here))
+            }
+        };
         node.replaced();
         Ok(())
     }
@@ -181,7 +219,7 @@ impl Union {
         copy: &Copy<'_>,
         gone: u32,
     ) -> Result<Option<Name>> {
-        let Some((index, name)) = self.index_entry(from, stat)? else { return Ok(None) };
+        let Some((index, name)) = self.index_entry(from.branch, stat)? else { return Ok(None) };
         match index.add(&upper.writer.keys, &name, copy, stat.nlink.saturating_sub(gone)) {
             Ok(()) => Ok(Some(name)),
             Err(Errno::OPNOTSUPP | Errno::PERM | Errno::ACCESS) => {
@@ -199,14 +237,16 @@ impl Union {
     }
 
     /// Copies up a file that has no name any more but is still open: the copy has none either.
-    fn lift_unlinked(&self, upper: &Upper, node: &Arc<Node>, bytes: u64) -> Result<()> {
-        let (at, branch) = {
+    fn lift_unlinked(&self, upper: &Upper, node: &Arc<Node>, wanted: Wanted) -> Result<()> {
+        let (at, data, branch) = {
             let body = node.body.read();
-            (body.at()?, body.branch)
+            (body.at()?, body.data_at()?.0, body.branch)
         };
         let stat = at.stat()?;
         let branch = self.stack.branch(branch)?;
-        let source = Source { at: &at, stat: &stat, bytes, uuid: branch.uuid, tag: branch.tag };
+        // The data of a file without a name could not be found again.
+        let wanted = if wanted == Wanted::Attributes { Wanted::ALL } else { wanted };
+        let source = Source { at: &at, stat: &stat, data: Some(&data), wanted, uuid: branch.uuid, tag: branch.tag };
         let fd = upper.workshop().copy(&source)?.keep()?;
         let fresh = At::stat_fd(&fd)?;
         let mut body = node.body.write();
@@ -214,6 +254,7 @@ impl Union {
         body.before = Some(body.identity);
         body.branch = Stack::UPPER;
         body.identity = fresh.identity();
+        body.data = Data::Own;
         node.replaced();
         Ok(())
     }
@@ -256,4 +297,14 @@ impl Union {
     pub(super) fn tidy(&self, what: &str, done: Result<()>) {
         best_effort(what, done);
     }
+}
+
+/// What can be had of what is wanted of the lower object `at`.
+fn feasible(upper: &Upper, wanted: Wanted, at: &At, stat: &Stat) -> Result<Wanted> {
+    let bare = upper.metacopy && stat.kind().is_file() && stat.size > 0;
+    // The data, when they come, would take capabilities away.
+    if wanted == Wanted::Attributes && (!bare || at.xattr(CAPABILITY)?.is_some()) {
+        return Ok(Wanted::ALL);
+    }
+    Ok(wanted)
 }

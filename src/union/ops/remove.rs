@@ -99,14 +99,16 @@ impl Union {
         if inner.is_some() {
             self.check_empty(node)?;
         }
+        self.remember_data(node);
         let mut body = node.body.write();
         let entry = self.indexed(&body)?;
         let held = hold(node, &body)?;
+        let was = if removal.take || node.is_dir() { None } else { Some(body.at()?.stat()?) };
         self.act(dir, name, node.is_dir(), removal)?;
         let lost_upper = removal.take;
         lose_name(&mut body, parent, name, held);
         if !lost_upper && entry.is_none() {
-            body.lost_lower_name();
+            self.lose_lower_name(&mut body, was.as_ref());
         }
         drop(body);
         self.uncount(entry, lost_upper);

@@ -15,7 +15,6 @@
 use std::ffi::OsStr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use parking_lot::RwLockWriteGuard;
 use rustix::fs::{OFlags, RenameFlags};
@@ -128,7 +127,10 @@ impl Union {
         {
             // Others must not wait while data are copied.
             drop((locks, crossing));
-            lifted.into_iter().flatten().try_for_each(|node| self.raise(node, u64::MAX))?;
+            lifted.into_iter().flatten().try_for_each(|node| {
+                self.raise_attributes(node)?;
+                self.anchor(node)
+            })?;
             self.raise_dir(old.parent)?;
             self.raise_dir(new.parent)?;
             kept.extend([Some(source), target].into_iter().flatten());
@@ -160,8 +162,8 @@ impl Union {
         if node.is_dir() {
             return Ok(node.upper_dir(&self.stack).is_some());
         }
-        // The mark of a file without data of its own counts under its old name only.
-        if node.kind.is_file() && !node.has_data.load(Ordering::Acquire) {
+        // The mark of a file without data of its own counts under its old name only, unless it says more.
+        if node.kind.is_file() && !node.body.read().is_anchored() {
             return Ok(false);
         }
         if end.parent.upper_dir(&self.stack).is_none() || !self.stack.is_upper(node.body.read().branch) {
@@ -226,10 +228,17 @@ impl Union {
         if node.is_dir() {
             self.prepare_dir(&step)?;
         }
+        if let Some(victim) = victim {
+            self.remember_data(victim);
+        }
         let (mut body, mut lost) = write_both(node, victim);
         let entry = lost.as_ref().map_or(Ok(None), |lost| self.indexed(lost))?;
         let held = match (victim, &lost) {
             (Some(victim), Some(lost)) => hold(victim, lost)?,
+            _ => None,
+        };
+        let was = match &lost {
+            Some(lost) if !victim_in_upper && lost.layers.is_empty() => Some(lost.at()?.stat()?),
             _ => None,
         };
         if let (InUpper::Dir(_), Some(lost)) = (&step.at_new, &mut lost)
@@ -244,7 +253,7 @@ impl Union {
         if let Some(lost) = &mut lost {
             lose_name(lost, new.parent, new.name, held);
             if !victim_in_upper && entry.is_none() {
-                lost.lost_lower_name();
+                self.lose_lower_name(lost, was.as_ref());
             }
         }
         drop((body, lost));

@@ -1,12 +1,18 @@
 //! Extended attributes, ACLs among them. Marks are neither shown nor taken.
 
-use std::ffi::{CString, OsStr};
+use std::ffi::{CStr, CString, OsStr};
 use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
 
+use crate::union::copyup::meta::CAPABILITY;
 use crate::union::engine::Union;
 use crate::union::error::{Errno, Result};
 use crate::union::marks::overlay::is_private;
+use crate::union::node::Node;
 use crate::union::types::NodeId;
+
+/// How the names of POSIX ACLs begin.
+const ACL: &[u8] = b"system.posix_acl_";
 
 fn key_of(name: &OsStr, private: Errno) -> Result<CString> {
     if is_private(name.as_bytes()) {
@@ -19,10 +25,15 @@ impl Union {
     /// As getxattr(2).
     ///
     /// # Errors
-    /// `ENODATA`, for marks too; those of getxattr(2).
+    /// `ENODATA`, for marks too, and for ACLs where the branch knows none; those of getxattr(2).
     pub fn getxattr(&self, node: NodeId, name: &OsStr) -> Result<Vec<u8>> {
         let key = key_of(name, Errno::NODATA)?;
-        self.table.get(node)?.with(|at| at.xattr_value(&key))
+        match self.table.get(node)?.with(|at| at.xattr_value(&key)) {
+            // A branch that knows no ACLs (squashfs, a FUSE filesystem) has none. The kernel asks for them to check
+            // permissions, and would refuse everybody but the owner with any other answer.
+            Err(Errno::OPNOTSUPP) if name.as_bytes().starts_with(ACL) => Err(Errno::NODATA),
+            value => value,
+        }
     }
 
     /// NUL-terminated names, as listxattr(2), without marks.
@@ -45,7 +56,7 @@ impl Union {
     pub fn setxattr(&self, node: NodeId, name: &OsStr, value: &[u8], flags: i32) -> Result<()> {
         let key = key_of(name, Errno::PERM)?;
         let node = self.table.get(node)?;
-        self.raise(&node, u64::MAX)?;
+        self.raise_for(&node, &key)?;
         node.with(|at| at.set_xattr(&key, value, flags.cast_unsigned()))
     }
 
@@ -58,7 +69,13 @@ impl Union {
         let node = self.table.get(node)?;
         // An attribute that is not there is no reason to copy up a file.
         node.with(|at| at.xattr_value(&key))?;
-        self.raise(&node, u64::MAX)?;
+        self.raise_for(&node, &key)?;
         node.with(|at| at.remove_xattr(&key))
+    }
+
+    /// Brings a node into the upper whose attribute `key` is to be changed. With its data if these, coming later, would
+    /// take the attribute away.
+    fn raise_for(&self, node: &Arc<Node>, key: &CStr) -> Result<()> {
+        if key == CAPABILITY { self.raise(node, u64::MAX) } else { self.raise_attributes(node) }
     }
 }
