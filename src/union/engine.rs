@@ -81,7 +81,7 @@ impl Union {
     /// # Errors
     /// A complete sentence that quotes the offending branch and says what to do.
     pub fn open(layout: Layout, options: Options) -> std::result::Result<Self, String> {
-        let fds = Arc::new(DirFds::new());
+        let fds = Arc::new(DirFds::beside(layout.branches.len()));
         let workdir = layout.workdir.is_some();
         let mut branches = Vec::with_capacity(layout.branches.len());
         let mut upper = None;

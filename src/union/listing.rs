@@ -37,14 +37,16 @@ struct Entry {
     position: u32,
     length: u16,
     kind: FileType,
+    layer: u8,
 }
 
 impl Listing {
-    /// Adds a name.
-    pub fn push(&mut self, name: &[u8], kind: FileType, ino: Ino) {
+    /// Adds a name found in the layer of this number.
+    pub fn push(&mut self, name: &[u8], kind: FileType, ino: Ino, layer: usize) {
         let start = self.names.len();
         self.names.extend_from_slice(name);
-        self.entries.push(Entry { start, ino, position: 0, length: name.len() as u16, kind });
+        let layer = u8::try_from(layer).unwrap_or(0);
+        self.entries.push(Entry { start, ino, position: 0, length: name.len() as u16, kind, layer });
     }
 
     /// How many names there are.
@@ -84,6 +86,7 @@ impl Listing {
             kind: entry.kind,
             name: &self.names[entry.start..entry.start + usize::from(entry.length)],
             next: entry.position.into(),
+            layer: entry.layer,
         })
     }
 }
@@ -133,7 +136,7 @@ mod tests {
     fn listing(names: &[&str]) -> Listing {
         let mut listing = Listing::default();
         for name in names {
-            listing.push(name.as_bytes(), FileType::RegularFile, Ino(1));
+            listing.push(name.as_bytes(), FileType::RegularFile, Ino(1), 0);
         }
         listing
     }

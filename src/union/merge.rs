@@ -64,7 +64,7 @@ pub fn merge(stack: &Stack, layers: &[Arc<RealDir>], number: &mut Number<'_>) ->
                         of_this_layer.names.insert(name.into());
                     }
                     let kind = if kind == FileType::Unknown { kind_of(dir, name)? } else { kind };
-                    listing.push(name, kind, number(dir, name, ino)?);
+                    listing.push(name, kind, number(dir, name, ino)?, at);
                 }
                 Listed::Hidden(name) if !last => drop(of_this_layer.names.insert(name.into())),
                 Listed::HiddenLong(mark) if !last => drop(of_this_layer.marks.insert(mark.into())),

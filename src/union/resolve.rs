@@ -39,6 +39,15 @@ impl Found {
 /// # Errors
 /// Every error of a branch but absence.
 pub fn find(stack: &Stack, layers: &[Arc<RealDir>], name: &Name) -> Result<Option<Found>> {
+    find_from(stack, layers, name, 0)
+}
+
+/// As `find`, where it is known that the layers before number `from` have neither the name nor a mark for it. The first
+/// one is asked all the same: it may be the upper, in which a request can have changed that.
+///
+/// # Errors
+/// As `find`.
+pub fn find_from(stack: &Stack, layers: &[Arc<RealDir>], name: &Name, from: usize) -> Result<Option<Found>> {
     let root = layers.first().is_some_and(|dir| dir.place().is_none());
     if name.is_reserved(root) {
         return Ok(None);
@@ -46,7 +55,7 @@ pub fn find(stack: &Stack, layers: &[Arc<RealDir>], name: &Name) -> Result<Optio
     let mut found = Layers::new();
     let mut top = None;
     let mut name = name.clone();
-    for (at, dir) in layers.iter().enumerate() {
+    for (at, dir) in layers.iter().enumerate().filter(|(at, _)| *at == 0 || *at >= from) {
         let last = at + 1 == layers.len();
         let reader = &stack.branch(dir.branch)?.reader;
         match dir.find(&name)? {

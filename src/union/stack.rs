@@ -31,8 +31,9 @@ pub struct Branch {
     pub label: String,
     /// Its root.
     pub root: Arc<RealDir>,
-    /// The root, open for reading: file handles and ioctls refuse `O_PATH`.
-    pub readable: OwnedFd,
+    /// The root's descriptor, open for reading: file handles and ioctls refuse `O_PATH`. The only one held for it, since
+    /// an image has hundreds of layers.
+    pub readable: Arc<OwnedFd>,
     /// Which marks count in it.
     pub reader: Reader,
     /// Uuid of its filesystem, zeros if unknown.
@@ -54,16 +55,16 @@ impl Branch {
     /// Those of openat(2) and fstatfs(2).
     pub fn new(id: BranchId, label: String, root: OwnedFd, fds: Arc<DirFds>, reader: Reader) -> Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let readable = rustix::fs::openat(&root, c".", flags, Mode::empty())?;
+        let readable = Arc::new(rustix::fs::openat(&root, c".", flags, Mode::empty())?);
         let filesystem = rustix::fs::fstatvfs(&readable)?;
         let (tag, flags) = (filesystem.f_fsid, filesystem.f_flag);
         let read_only = flags.contains(rustix::fs::StatVfsMountFlags::RDONLY);
         let uuid = sys::ioctl::filesystem_uuid(readable.as_fd());
         let xwhiteouts = match &reader.overlay {
-            Some(keys) => At::Dir(Arc::new(root.try_clone().map_err(|_| Errno::MFILE)?)).xattr(&keys.opaque)?,
+            Some(keys) => At::Dir(readable.clone()).xattr(&keys.opaque)?,
             None => None,
         };
-        let root = RealDir::root(id, root, fds, xwhiteouts.as_deref() == Some(b"x"))?;
+        let root = RealDir::root(id, readable.clone(), fds, xwhiteouts.as_deref() == Some(b"x"))?;
         let handles = root.itself()?.handle().is_ok();
         let trust = trust_in(rustix::fs::fstatfs(&readable)?.f_type as u32);
         Ok(Self { id, label, root, readable, reader, uuid, tag, handles, read_only, trust })

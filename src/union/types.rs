@@ -156,6 +156,8 @@ pub struct DirEntry<'a> {
     pub name: &'a [u8],
     /// Where the next entry starts (telldir).
     pub next: u64,
+    /// The directory's layer, counted from 0, that it was found in; 0 for those too far down to be counted.
+    pub layer: u8,
 }
 
 /// What statfs(2) shows: the upper's, or the top lower's where there is no upper.

@@ -31,6 +31,11 @@ events_logger = "file"
 runtime = "crun"
 CONF
 	mountpoint -q "$T/.test/cgroup" || { mkdir -p "$T/.test/cgroup" && mount -t cgroup2 none "$T/.test/cgroup"; }
+	# Locks, and what crun and podman know of what runs: the machine's own are not touched.
+	mountpoint -q "$T/.test/run" || {
+		mkdir -p "$T/.test/run" && mount -t tmpfs -o mode=755 none "$T/.test/run" && mount --bind "$T/.test/run" /run &&
+			mount -t tmpfs -o mode=1777 none /dev/shm
+	} || return 1
 	# crun refuses the mix of the two kinds of cgroups.
 	[ "$(stat -f -c %T /sys/fs/cgroup)" = cgroup2fs ] || mount --bind "$T/.test/cgroup" /sys/fs/cgroup
 	[ -z "$ENGINE_USER" ] || chown -R "$TEST_UID:$TEST_UID" "$STORE"

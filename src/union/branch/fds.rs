@@ -17,10 +17,11 @@ pub struct DirFds {
 }
 
 impl DirFds {
-    /// Room for half of the descriptors that this process may have: the other half is for open files.
-    pub fn new() -> Self {
+    /// Room for half of the descriptors that this process may have beside the roots of so many branches: the other half
+    /// is for open files.
+    pub fn beside(branches: usize) -> Self {
         let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(1024);
-        Self::with_capacity((limit / 2).clamp(16, 16384) as usize)
+        Self::with_capacity((limit.saturating_sub(branches as u64) / 2).clamp(16, 16384) as usize)
     }
 
     /// Room for `capacity` descriptors.
@@ -54,11 +55,5 @@ impl DirFds {
         let mut queue = self.queue.lock();
         queue.retain(|dir| dir.strong_count() > 0);
         queue.shrink_to_fit();
-    }
-}
-
-impl Default for DirFds {
-    fn default() -> Self {
-        Self::new()
     }
 }

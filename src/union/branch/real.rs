@@ -60,9 +60,9 @@ impl fmt::Debug for RealDir {
 
 impl RealDir {
     /// The root of a branch; its descriptor is held for life.
-    pub fn root(branch: BranchId, fd: OwnedFd, fds: Arc<DirFds>, xwhiteouts: bool) -> Result<Arc<Self>> {
+    pub fn root(branch: BranchId, fd: Arc<OwnedFd>, fds: Arc<DirFds>, xwhiteouts: bool) -> Result<Arc<Self>> {
         let stat = stat(fd.as_fd(), c"", AtFlags::EMPTY_PATH)?;
-        let pinned = OnceLock::from(Arc::new(fd));
+        let pinned = OnceLock::from(fd);
         Ok(Arc::new(Self {
             branch,
             presence: Presence::Real,
@@ -112,7 +112,7 @@ impl RealDir {
         self.presence == Presence::Real
     }
 
-    /// An `O_PATH` descriptor of it.
+    /// A descriptor of it, `O_PATH` but for a root.
     ///
     /// # Errors
     /// `ESTALE` if something else has taken its place, `ENOENT` if it was never real; those of openat(2).

@@ -32,6 +32,9 @@ pub fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>, size: u64, (whole, remote)
             Err(_) => {}
         }
     }
+    // First: a filesystem that sees a file grow puts aside more room than it will need (xfs).
+    step("set size")?;
+    rustix::fs::ftruncate(to, size)?;
     // A local filesystem that cannot share whole files has nothing better than splicing, which is slower than reading
     // and writing. A part of a file may still be shared.
     let copy_extent = if whole && !remote { read_and_write } else { copy_range };
@@ -39,11 +42,6 @@ pub fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>, size: u64, (whole, remote)
     while let Some((start, end)) = next_extent(from, at, size)? {
         copy_extent(from, to, start, end)?;
         at = end;
-    }
-    if rustix::fs::fstat(to)?.st_size as u64 != size {
-        // It ends with a hole, or has become shorter under us: what is gone reads as zeros.
-        step("set size")?;
-        rustix::fs::ftruncate(to, size)?;
     }
     Ok(())
 }
@@ -96,7 +94,7 @@ fn read_and_write(from: BorrowedFd<'_>, to: BorrowedFd<'_>, start: u64, end: u64
         let wanted = buffer.len().min(usize::try_from(end - at).unwrap_or(BUFFER));
         let read = rustix::io::retry_on_intr(|| rustix::io::pread(from, &mut buffer[..wanted], at))?;
         if read == 0 {
-            // The file has become shorter under us.
+            // The file has become shorter under us; what is gone reads as zeros, as in a truncated file grown again.
             return Ok(());
         }
         let mut done = 0;

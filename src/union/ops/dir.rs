@@ -13,6 +13,7 @@ use crate::union::merge::merge;
 use crate::union::name::Name;
 use crate::union::node::Node;
 use crate::union::ops::open::{FIRST_STAMP, mix};
+use crate::union::resolve::find_from;
 use crate::union::types::{DirEntry, Entry, NodeId};
 
 impl Union {
@@ -33,7 +34,7 @@ impl Union {
             if matches!(entry.name, b"." | b"..") {
                 return each(entry, None);
             }
-            match self.look_entry(&parent, entry.name) {
+            match self.look_entry(&parent, &entry) {
                 Ok(known) => {
                     let taken = each(entry, Some(&known));
                     if !taken {
@@ -52,10 +53,16 @@ impl Union {
         failed.map_or(Ok(()), Err)
     }
 
-    fn look_entry(&self, parent: &Arc<Node>, name: &[u8]) -> Result<Entry> {
-        let name = Name::new(name)?;
+    fn look_entry(&self, parent: &Arc<Node>, entry: &DirEntry<'_>) -> Result<Entry> {
+        let name = Name::new(entry.name)?;
+        // A directory may have marks in layers that it is not in.
+        let layer = if entry.kind.is_dir() { 0 } else { entry.layer.into() };
         let _shared = parent.children.read();
-        Ok(self.entry(self.look(parent, &name)?))
+        match find_from(&self.stack, &parent.layers()?, &name, layer)? {
+            Some(found) => Ok(self.entry(self.enter(parent, &name, found)?)),
+            // An administrator may have moved it up.
+            None => Ok(self.entry(self.look(parent, &name)?)),
+        }
     }
 
     /// Lists from `offset` (0, or some entry's `next`) until `each` answers false ("no room").
@@ -86,8 +93,8 @@ impl Union {
         node.pages.store(self.listing_stamp(&layers)?, Ordering::Release);
         let mut number = |dir: &Arc<_>, name: &[u8], ino| self.numbers.listed(&self.stack, dir, name, ino);
         let mut listing = merge(&self.stack, &layers, &mut number)?;
-        listing.push(b".", FileType::Directory, node.ino);
-        listing.push(b"..", FileType::Directory, node.parent_ino());
+        listing.push(b".", FileType::Directory, node.ino, 0);
+        listing.push(b"..", FileType::Directory, node.parent_ino(), 0);
         Ok(listing)
     }
 
