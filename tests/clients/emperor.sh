@@ -110,7 +110,7 @@ LOAD=$!
 slowest=0
 for ((turn = 1; turn <= DEATHS; turn++)); do
 	sleep 0.3
-	victim=$(daemon_of 1)
+	until victim=$(daemon_of 1) && [ -n "$victim" ]; do sleep 0.05; done
 	began=$(date +%s%N)
 	kill -KILL "$victim"
 	for i in {1..300}; do
