@@ -233,6 +233,32 @@ fn a_redirect_too_long_for_an_attribute() {
     std::mem::forget(stack);
 }
 
+/// To tell attributes, a node's place was looked at twice at a time; who waited between the two to note another name of the
+/// file kept both from coming to an end, and the daemon with all its threads stood still.
+#[test]
+fn attributes_of_a_file_with_two_names_told_to_many_at_once() {
+    if !kit::can_build() {
+        return;
+    }
+    let stack = Stack::new(Format::Overlay, &[empty(), lower().file("a", "text").link("a", "b")]);
+    let union = engine(&stack).union();
+    let (done, all) = std::sync::mpsc::channel();
+    for _ in 0..8 {
+        let (union, done) = (union.clone(), done.clone());
+        std::thread::spawn(move || {
+            for name in ["a", "b"].iter().cycle().take(20_000) {
+                let entry = union.lookup(NodeId::ROOT, OsStr::new(name)).unwrap();
+                union.getattr(entry.node, None).unwrap();
+                union.forget(entry.node, 1);
+            }
+            done.send(()).unwrap();
+        });
+    }
+    for _ in 0..8 {
+        all.recv_timeout(std::time::Duration::from_secs(120)).expect("the threads wait for each other");
+    }
+}
+
 /// A rename whose file the kernel knows under a node that was left behind found a node of its own, made it ready, forgot
 /// it, and began again, for ever.
 #[test]

@@ -1354,32 +1354,68 @@ def special(d):
 
 
 def lower_handles(d):
-    write_file(f"{d}/f", b"by handle")
+    for name in ("f", "copied", "deleted", "linked", "reused"):
+        write_file(f"{d}/{name}", b"by handle")
+    os.makedirs(f"{d}/dir/sub")
+    write_file(f"{d}/dir/sub/leaf", b"by handle")
+    os.link(f"{d}/linked", f"{d}/dir/link")
 
 
 @case(as_root=True)
 def handles(d):
-    handle = ctypes.create_string_buffer(struct.pack("Ii", 128, 0) + bytes(128))
-    mount = ctypes.c_int()
     libc = ctypes.CDLL(None, use_errno=True)
-    at, held = os.open(d, os.O_RDONLY), os.open(f"{d}/f", os.O_RDONLY)
-    if not equal("name_to_handle_at", libc.name_to_handle_at(AT_FDCWD, os.fsencode(f"{d}/f"), handle, ctypes.byref(mount), 0), 0):
-        return
 
-    def by_handle():
+    def handle_of(path):
+        handle, mount = ctypes.create_string_buffer(struct.pack("Ii", 128, 0) + bytes(128)), ctypes.c_int()
+        got = libc.name_to_handle_at(AT_FDCWD, os.fsencode(path), handle, ctypes.byref(mount), 0)
+        return handle if got == 0 else ctypes.get_errno()
+
+    def by_handle(handle, flags=os.O_RDONLY):
         """What the handle leads to, or the errno."""
-        fd = libc.open_by_handle_at(at, handle, os.O_RDONLY)
+        fd = libc.open_by_handle_at(at, handle, flags)
         if fd < 0:
             return ctypes.get_errno()
-        data = os.read(fd, 20)
+        data = os.read(fd, 20) if stat.S_ISREG(os.fstat(fd).st_mode) else sorted(os.listdir(fd))
         os.close(fd)
         return data
 
-    equal("open_by_handle_at", by_handle(), b"by handle")
-    os.close(held)
+    # A descriptor of the mount, which keeps nothing that is looked for.
+    at = os.open(os.path.dirname(os.path.abspath(d)), os.O_RDONLY)
+    names = {n: f"{d}/{n}" for n in ("f", "copied", "linked", "dir/link", "deleted", "dir", "dir/sub", "dir/sub/leaf")}
+    write_file(f"{d}/new", b"by handle")
+    names["new"] = f"{d}/new"
+    if not isinstance(handle_of(f"{d}/f"), ctypes.Array):
+        return equal("name_to_handle_at", handle_of(f"{d}/f"), 0)
+    got = {name: handle_of(path) for name, path in names.items()}
+    want = {name: b"by handle" for name in names} | {"dir": ["link", "sub"], "dir/sub": ["leaf"]}
+    equal("open_by_handle_at", {n: by_handle(h) for n, h in got.items()}, want)
     drop_caches()
-    # An accepted difference (README): a file that the kernel has forgotten is not found again. Never another file.
-    check("open_by_handle_at after forget: that file, or ESTALE", by_handle() in (b"by handle", errno.ESTALE), by_handle())
+    equal("after forget", {n: by_handle(h) for n, h in got.items()}, want)
+    append_file(f"{d}/copied", b"!")
+    os.chmod(f"{d}/linked", 0o600)
+    os.unlink(f"{d}/deleted")
+    os.rename(f"{d}/dir/sub/leaf", f"{d}/moved")
+    if not NO_REDIRECT:
+        os.rename(f"{d}/dir/sub", f"{d}/sub")
+    want |= {"copied": b"by handle!", "deleted": errno.ESTALE, "dir/sub": []}
+    want["dir"] = ["link", "sub"] if NO_REDIRECT else ["link"]
+    drop_caches()
+    equal("after copy-up, rename, unlink and forget", {n: by_handle(h) for n, h in got.items()}, want)
+    fd = libc.open_by_handle_at(at, got["f"], os.O_WRONLY)
+    os.write(fd, b"WRITTEN")
+    os.close(fd)
+    equal("what is written by handle is read by name", read_file(f"{d}/f"), b"WRITTENle")
+    # A number that is used again is another object.
+    for n in range(50):
+        write_file(f"{d}/turn", b"%d" % n)
+        old, number = handle_of(f"{d}/turn"), os.stat(f"{d}/turn").st_ino
+        os.unlink(f"{d}/turn")
+        drop_caches()
+        write_file(f"{d}/turn", b"another")
+        if os.stat(f"{d}/turn").st_ino == number:
+            break
+    equal("a handle of a deleted file leads to no other of its number", by_handle(old), errno.ESTALE)
+    os.unlink(f"{d}/turn")
     os.close(at)
 
 

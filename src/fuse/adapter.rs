@@ -19,14 +19,12 @@ use fuser::{
     ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use crate::fuse::convert::{errno, file_attr, handle, kind, node, received_device, set_time};
+use crate::fuse::convert::{errno, handle, kind, node, received_device, set_time};
 use crate::fuse::ioctl::ioctl;
 use crate::fuse::notify::Notices;
 use crate::fuse::offer::{self, Agreed};
 use crate::fuse::opening::Opening;
-use crate::fuse::reply::{
-    Answers, Settings, absent, guard, reply_empty, reply_written, reply_xattr, unknown, with_buffer,
-};
+use crate::fuse::reply::{Answers, Settings, absent, guard, reply_empty, reply_written, reply_xattr, with_buffer};
 use crate::fuse::session::join_spares;
 use crate::fuse::space::Space;
 use crate::fuse::worker::Workers;
@@ -106,6 +104,15 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        if matches!(name.as_bytes(), b"." | b"..") {
+            // By a file handle of something that was forgotten.
+            let (adapter, up) = (self.clone(), name.as_bytes() == b"..");
+            return self.workers.run(move || {
+                guard("lookup by number", || {
+                    adapter.answers.reply_entry(adapter.union.look_again(node(parent), up), reply);
+                });
+            });
+        }
         guard("lookup", || match self.union.lookup(node(parent), name) {
             Err(Errno::NOENT) => match self.answers.absence_ttl(node(parent)) {
                 Duration::ZERO => reply.error(fuser::Errno::ENOENT),
@@ -360,15 +367,8 @@ impl Filesystem for Adapter {
             let mut listed = false;
             let result = self.union.readdir_plus(node(ino), offset, &mut |entry, known| {
                 let name = OsStr::from_bytes(entry.name);
-                let (attr, ttl) = match known {
-                    Some(known) => {
-                        let (attr, attr_ttl, ttl) = self.answers.entry(known);
-                        (attr, attr_ttl.min(ttl))
-                    }
-                    // `.` and `..`, which the kernel neither enters nor counts.
-                    None => (file_attr(&unknown(&entry)), Duration::ZERO),
-                };
-                let full = reply.add(INodeNo(entry.ino.0), entry.next, name, &ttl, &attr, Generation(0));
+                let (attr, ttl, generation) = self.answers.listed(&entry, known);
+                let full = reply.add(INodeNo(entry.ino.0), entry.next, name, &ttl, &attr, generation);
                 listed |= !full;
                 !full
             });

@@ -187,7 +187,7 @@ impl Opening {
         let shared = self.modes.of(entry.node);
         {
             let mut mode = shared.lock();
-            let generation = Generation(0);
+            let generation = Generation(entry.generation.0.into());
             if matches!(*mode, Mode::Idle)
                 && let Some((fd, identity)) = self.created_file(handle, &entry.attr)
                 && let Some(backing) = self.register(&fd, |fd| reply.open_backing(fd))

@@ -125,11 +125,25 @@ impl Answers {
         shown
     }
 
+    /// What is told of an entry of a listing, which was looked up or not.
+    pub(super) fn listed(
+        &self,
+        entry: &DirEntry<'_>,
+        known: Option<&Entry>,
+    ) -> (fuser::FileAttr, Duration, Generation) {
+        let Some(known) = known else {
+            // `.` and `..`, which the kernel neither enters nor counts.
+            return (file_attr(&unknown(entry)), Duration::ZERO, Generation(0));
+        };
+        let (attr, attr_ttl, ttl) = self.entry(known);
+        (attr, attr_ttl.min(ttl), Generation(known.generation.0.into()))
+    }
+
     pub(super) fn reply_entry(&self, result: Result<Entry>, reply: ReplyEntry) {
         match result {
             Ok(entry) => {
                 let (attr, attr_ttl, ttl) = self.entry(&entry);
-                reply.entry_with_ttls(&attr_ttl, &ttl, &attr, Generation(0));
+                reply.entry_with_ttls(&attr_ttl, &ttl, &attr, Generation(entry.generation.0.into()));
             }
             Err(error) => reply.error(errno(error)),
         }
@@ -216,7 +230,7 @@ pub(super) fn with_buffer<T>(size: usize, body: impl FnOnce(&mut [u8]) -> T) -> 
 }
 
 /// What is known of an entry that was not looked up.
-pub(super) fn unknown(entry: &DirEntry<'_>) -> Attr {
+fn unknown(entry: &DirEntry<'_>) -> Attr {
     Attr { ino: entry.ino, mode: entry.kind.as_raw_mode(), ..NOTHING }
 }
 

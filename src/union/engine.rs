@@ -31,7 +31,7 @@ use crate::union::options::{Format, Options};
 use crate::union::stack::{Branch, Stack, Upper};
 use crate::union::stage::{Abilities, Stage, make_dir};
 use crate::union::table::Table;
-use crate::union::types::{BranchId, NodeId, Trust};
+use crate::union::types::{BranchId, Generation, NodeId, Trust};
 
 /// One branch as the daemon hands it over: opened, and where privileged a private clone of its mount
 /// (read-only for a lower), so that nothing the engine does can reach around it.
@@ -114,9 +114,11 @@ impl Union {
         let layers = stack.roots();
         let top = layers.first().ok_or(Errno::INVAL)?;
         let (branch, identity) = (top.branch, top.identity());
-        let ino = numbers.shown(&stack, top, &top.itself()?, identity)?;
+        let (ino, _) = numbers.shown(&stack, top, &top.itself()?, identity)?;
+        // The kernel has no other for a root.
+        let generation = Generation::default();
         let kind = rustix::fs::FileType::Directory;
-        let seen = Seen { ino, kind, identity, branch, layers, lost: None };
+        let seen = Seen { ino, generation, kind, identity, branch, layers, lost: None };
         let table = Table::new(Arc::new(Node::new(NodeId::ROOT, seen, None, None)));
         let (index, gone) = match &stack.upper {
             Some(upper) => {

@@ -18,7 +18,7 @@ use crate::union::branch::{At, RealDir};
 use crate::union::error::{Errno, Result};
 use crate::union::marks::origin;
 use crate::union::stack::Stack;
-use crate::union::types::Ino;
+use crate::union::types::{Ino, Time};
 
 /// Bits of a number that are the device's index; bit 63 stays free for programs that keep numbers signed.
 const SHIFT: u32 = 56;
@@ -59,17 +59,21 @@ impl Numbers {
         at as u64
     }
 
-    /// The number shown for the object `at` of the branch that `dir` belongs to, whose own identity is `own`.
+    /// The number shown for the object `at` of the branch that `dir` belongs to, whose own identity is `own`; if it is
+    /// another one's, also when that one was made.
     ///
     /// # Errors
     /// Those of getxattr(2).
-    pub fn shown(&self, stack: &Stack, dir: &RealDir, at: &At, own: (u64, u64)) -> Result<Ino> {
-        let number = if stack.is_upper(dir.branch) { self.of_origin(stack, at)? } else { None };
-        Ok(number.unwrap_or_else(|| self.number(own.0, own.1)))
+    pub fn shown(&self, stack: &Stack, dir: &RealDir, at: &At, own: (u64, u64)) -> Result<(Ino, Option<Time>)> {
+        let origin = if stack.is_upper(dir.branch) { self.of_origin(stack, at)? } else { None };
+        Ok(match origin {
+            Some((ino, born)) => (ino, Some(born)),
+            None => (self.number(own.0, own.1), None),
+        })
     }
 
-    /// The number of the lower object that the upper's `at` was copied from.
-    fn of_origin(&self, stack: &Stack, at: &At) -> Result<Option<Ino>> {
+    /// The number of the lower object that the upper's `at` was copied from, and when that was made.
+    fn of_origin(&self, stack: &Stack, at: &At) -> Result<Option<(Ino, Time)>> {
         let keys = &stack.upper()?.writer.keys;
         if let Some(value) = at.mark(&keys.origin)? {
             let Some((uuid, handle)) = origin::decode(&value) else { return Ok(None) };
@@ -77,11 +81,11 @@ impl Numbers {
                 match sys::handle::open(branch.readable.as_fd(), &handle, OFlags::PATH) {
                     Ok(fd) => {
                         let stat = stat(fd.as_fd(), c"", AtFlags::EMPTY_PATH)?;
-                        return Ok(Some(self.number(stat.dev, stat.ino)));
+                        return Ok(Some((self.number(stat.dev, stat.ino), stat.btime)));
                     }
                     Err(Errno::PERM) => {
                         let dev = branch.root.identity().0;
-                        return Ok(origin::number(&handle).map(|ino| self.number(dev, ino)));
+                        return Ok(origin::number(&handle).map(|ino| (self.number(dev, ino), Time::default())));
                     }
                     // Gone, or of a filesystem that was made anew: the copy has only its own number left.
                     Err(_) => {}
@@ -95,7 +99,7 @@ impl Numbers {
         let Some(value) = at.mark(&keys.origin_number)? else { return Ok(None) };
         let Some((tag, ino)) = origin::decode_number(&value) else { return Ok(None) };
         let branch = stack.branches.iter().find(|branch| branch.tag == tag && !stack.is_upper(branch.id));
-        Ok(branch.map(|branch| self.number(branch.root.identity().0, ino)))
+        Ok(branch.map(|branch| (self.number(branch.root.identity().0, ino), Time::default())))
     }
 
     /// The number for an entry of a listing: `name` in `dir`, whose number there is `ino`.
@@ -110,7 +114,7 @@ impl Numbers {
         match self.shown(stack, dir, &dir.at(&crate::union::name::Name::new(name)?)?, own) {
             // Deleted while the listing was taken.
             Err(Errno::NOENT) => Ok(self.number(own.0, own.1)),
-            other => other,
+            other => Ok(other?.0),
         }
     }
 }

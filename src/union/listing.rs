@@ -81,6 +81,15 @@ impl Listing {
     /// The names after `position` (0: all).
     pub fn after(&self, position: u64) -> impl Iterator<Item = DirEntry<'_>> {
         let start = self.entries.partition_point(|entry| u64::from(entry.position) <= position);
+        self.from(start)
+    }
+
+    /// All names, though they have no positions yet.
+    pub fn all(&self) -> impl Iterator<Item = DirEntry<'_>> {
+        self.from(0)
+    }
+
+    fn from(&self, start: usize) -> impl Iterator<Item = DirEntry<'_>> {
         self.entries[start..].iter().map(|entry| DirEntry {
             ino: entry.ino,
             kind: entry.kind,

@@ -23,7 +23,7 @@ use crate::union::error::{Errno, Result};
 use crate::union::gone::Lost;
 use crate::union::name::Name;
 use crate::union::stack::{Layers, Stack};
-use crate::union::types::{BranchId, Ino, NodeId, Time};
+use crate::union::types::{BranchId, Generation, Ino, NodeId, Time};
 
 /// How many names of one file a node remembers; one would do, a few save look-ups after an unlink.
 const LINKS: usize = 8;
@@ -50,6 +50,8 @@ impl Link {
 pub struct Seen {
     /// The number to show.
     pub ino: Ino,
+    /// Which object of that number it is; the same before and after a copy-up.
+    pub generation: Generation,
     /// Type.
     pub kind: FileType,
     /// Device and inode number of the real object.
@@ -137,6 +139,8 @@ pub struct Node {
     pub id: NodeId,
     /// The number that stat shows.
     pub ino: Ino,
+    /// Which object of that number it is.
+    pub generation: Generation,
     /// Type.
     pub kind: FileType,
     /// How often the kernel has been told of it and has not forgotten.
@@ -147,6 +151,8 @@ pub struct Node {
     pub pages: AtomicU64,
     /// Only old descriptors lead to it: a look-up of its former name finds another node.
     pub left_behind: AtomicBool,
+    /// Its capabilities have been taken away, which the kernel does before it announces a write by changing nothing.
+    pub lost_capabilities: AtomicBool,
     substance: AtomicU8,
     /// Held while it is copied up.
     pub lift: Mutex<()>,
@@ -162,11 +168,13 @@ impl Node {
         Self {
             id,
             ino: seen.ino,
+            generation: seen.generation,
             kind: seen.kind,
             lookups: AtomicU64::new(1),
             epoch: AtomicU32::new(0),
             pages: AtomicU64::new(0),
             left_behind: AtomicBool::new(false),
+            lost_capabilities: AtomicBool::new(false),
             substance: AtomicU8::new(0),
             lift: Mutex::new(()),
             children: RwLock::new(()),

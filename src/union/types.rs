@@ -110,11 +110,26 @@ impl Attr {
     }
 }
 
+/// Tells an object from others that have had its number before: made of when it was made, 0 if nobody knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Generation(pub u32);
+
+impl Generation {
+    /// That of an object made at `born`. The kernel keeps 32 bits.
+    pub fn of(born: Time) -> Self {
+        let mixed =
+            (born.sec.cast_unsigned() ^ u64::from(born.nsec).rotate_left(32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        Self((mixed >> 32) as u32)
+    }
+}
+
 /// The answer to a look-up: a node, with one reference counted for the kernel until `forget`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
     /// What to call the object from now on.
     pub node: NodeId,
+    /// Which object of that number it is.
+    pub generation: Generation,
     /// Its attributes.
     pub attr: Attr,
 }

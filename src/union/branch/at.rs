@@ -46,6 +46,8 @@ pub struct Stat {
     pub mtime: Time,
     /// Last change of the attributes.
     pub ctime: Time,
+    /// When it was made; 0 where the filesystem does not know.
+    pub btime: Time,
 }
 
 impl Stat {
@@ -71,7 +73,7 @@ impl Stat {
 /// Those of statx(2).
 pub fn stat(dir: BorrowedFd<'_>, name: &CStr, flags: AtFlags) -> Result<Stat> {
     let flags = flags | AtFlags::NO_AUTOMOUNT;
-    let x = rustix::fs::statx(dir, name, flags, StatxFlags::BASIC_STATS)?;
+    let x = rustix::fs::statx(dir, name, flags, StatxFlags::BASIC_STATS | StatxFlags::BTIME)?;
     let time = |t: rustix::fs::StatxTimestamp| Time { sec: t.tv_sec, nsec: t.tv_nsec };
     Ok(Stat {
         dev: rustix::fs::makedev(x.stx_dev_major, x.stx_dev_minor),
@@ -87,6 +89,7 @@ pub fn stat(dir: BorrowedFd<'_>, name: &CStr, flags: AtFlags) -> Result<Stat> {
         atime: time(x.stx_atime),
         mtime: time(x.stx_mtime),
         ctime: time(x.stx_ctime),
+        btime: time(x.stx_btime),
     })
 }
 

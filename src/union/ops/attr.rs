@@ -1,6 +1,7 @@
 //! Changing attributes: chmod, chown, truncate, utimens, and the inode flags of chattr(1).
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use rustix::fs::OFlags;
 
@@ -38,9 +39,8 @@ impl Union {
             }
             self.truncate(&node, handle, size, caller).during("truncate", id)?;
         }
+        let of_nothing = *set == SetAttr::default() && is_chown_of_nothing(&node, caller)?;
         node.with(|at| {
-            // What names nothing is a chown(2) to nobody: it takes set-id bits away, if it is the owner's.
-            let of_nothing = *set == SetAttr::default() && (caller.uid == 0 || at.stat()?.uid == caller.uid);
             if set.uid.is_some() || set.gid.is_some() || of_nothing {
                 at.chown(set.uid, set.gid)?;
             }
@@ -131,6 +131,15 @@ impl Union {
         step("set flags")?;
         ioctl::set_inode_flags(std::os::fd::AsFd::as_fd(&fd), flags).map_err(no_flags)
     }
+}
+
+/// Whether a request that changes nothing is a chown(2) to nobody by the owner, which takes set-id bits away. The other
+/// such request comes before a write to a file with capabilities, which are gone by then.
+fn is_chown_of_nothing(node: &Node, caller: &Caller) -> Result<bool> {
+    if node.lost_capabilities.swap(false, Ordering::AcqRel) {
+        return Ok(false);
+    }
+    Ok(caller.uid == 0 || node.with(|at| at.stat())?.uid == caller.uid)
 }
 
 fn open_for_flags(node: &Node) -> Result<std::os::fd::OwnedFd> {

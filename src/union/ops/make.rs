@@ -23,7 +23,7 @@ use crate::union::node::{Link, Node, Seen};
 use crate::union::resolve::{Found, InUpper, in_upper, lies_below};
 use crate::union::stack::{Layers, Stack, Upper};
 use crate::union::stage::Staged;
-use crate::union::types::{Attr, Caller, Entry, HandleId, NodeId};
+use crate::union::types::{Attr, Caller, Entry, Generation, HandleId, NodeId};
 
 const DEFAULT_ACL: &std::ffi::CStr = c"system.posix_acl_default";
 
@@ -255,7 +255,8 @@ impl Union {
         let identity = stat.identity();
         // New, so it has no origin: its number is its own.
         let ino = self.numbers.number(identity.0, identity.1);
-        let seen = Seen { ino, kind: stat.kind(), identity, branch: Stack::UPPER, layers, lost: None };
+        let generation = Generation::of(stat.btime);
+        let seen = Seen { ino, generation, kind: stat.kind(), identity, branch: Stack::UPPER, layers, lost: None };
         let link = Link { parent: free.parent.clone(), name: free.name.clone(), branch: Stack::UPPER };
         let node = self.table.enter(seen, None, link);
         let attr = self.attr(&node, &stat)?;

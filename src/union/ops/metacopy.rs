@@ -108,6 +108,9 @@ impl Union {
     /// # Errors
     /// `EIO` if they cannot be found; those of copying.
     pub(super) fn with_own_data(&self, node: &Arc<Node>, bytes: u64) -> Result<()> {
+        if !node.kind.is_file() {
+            return Ok(());
+        }
         let known = self.know_data(node);
         if known.is_err() && bytes > 0 {
             return known;

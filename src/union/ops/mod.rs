@@ -3,6 +3,7 @@
 //!
 //! Here: what all of them need, from a name to a node and from a real object's stat to the attributes shown.
 
+mod again;
 mod attr;
 pub mod behind;
 mod dir;
@@ -30,7 +31,7 @@ use crate::union::node::{Body, Link, Node, Seen};
 use crate::union::ops::open::stat_of;
 use crate::union::resolve::{Found, find};
 use crate::union::stack::Stack;
-use crate::union::types::{Attr, BranchId, Entry};
+use crate::union::types::{Attr, BranchId, Entry, Generation};
 
 /// A name as a program gives it.
 fn name_of(name: &OsStr) -> Result<Name> {
@@ -55,7 +56,7 @@ impl Union {
     fn enter(&self, parent: &Arc<Node>, name: &Name, found: Found) -> Result<(Arc<Node>, Attr)> {
         let mut stat = *found.stat();
         let (seen, in_index) = match found {
-            Found::Dir(layers, _) => (self.seen_dir(layers)?, None),
+            Found::Dir(layers, stat) => (self.seen_dir(layers, &stat)?, None),
             Found::Leaf(dir, _) => self.seen_leaf(&dir, name, &mut stat)?,
         };
         let branch = if in_index.is_some() { seen_branch_of_name(&seen) } else { seen.branch };
@@ -72,23 +73,25 @@ impl Union {
         Ok((node, attr))
     }
 
-    fn seen_dir(&self, layers: crate::union::stack::Layers) -> Result<Seen> {
+    fn seen_dir(&self, layers: crate::union::stack::Layers, stat: &Stat) -> Result<Seen> {
         let top = layers.iter().find(|dir| dir.presence != Presence::MarksOnly).ok_or(Errno::IO)?;
         let (branch, identity) = (top.branch, top.identity());
-        let ino = match top.place() {
+        let (ino, born) = match top.place() {
             Some((parent, name)) => self.numbers.shown(&self.stack, top, &parent.at(&name)?, identity)?,
-            None => self.numbers.number(identity.0, identity.1),
+            None => (self.numbers.number(identity.0, identity.1), None),
         };
-        Ok(Seen { ino, kind: rustix::fs::FileType::Directory, identity, branch, layers, lost: None })
+        let generation = Generation::of(born.unwrap_or(stat.btime));
+        Ok(Seen { ino, generation, kind: rustix::fs::FileType::Directory, identity, branch, layers, lost: None })
     }
 
     /// A file found in `dir`; if it is one of several lower names of a file whose copy is in the index, the copy is
     /// seen (and `stat` becomes the copy's).
     fn seen_leaf(&self, dir: &Arc<RealDir>, name: &Name, stat: &mut Stat) -> Result<(Seen, Option<At>)> {
         let at = dir.at(name)?;
-        let ino = self.numbers.shown(&self.stack, dir, &at, stat.identity())?;
+        let (ino, born) = self.numbers.shown(&self.stack, dir, &at, stat.identity())?;
         let mut seen = Seen {
             ino,
+            generation: Generation::of(born.unwrap_or(stat.btime)),
             kind: stat.kind(),
             identity: stat.identity(),
             branch: dir.branch,
@@ -138,32 +141,32 @@ impl Union {
     /// What stat shows of `node`, whose real object has the attributes `stat`.
     fn attr(&self, node: &Arc<Node>, stat: &Stat) -> Result<Attr> {
         let data = self.data_stat(node, stat).unwrap_or(*stat);
+        // Once: who waits to write it would keep a second look from coming to an end, and wait for the first.
+        let body = node.body.read();
         Ok(Attr {
             ino: node.ino,
             size: data.size,
             blocks: data.blocks,
             atime: stat.atime,
             mtime: stat.mtime,
-            ctime: stat.ctime.max(node.body.read().touched.unwrap_or(stat.ctime)),
+            ctime: stat.ctime.max(body.touched.unwrap_or(stat.ctime)),
             mode: stat.mode,
-            nlink: self.nlink(node, stat)?,
+            nlink: self.nlink(node, &body, stat)?,
             uid: stat.uid,
             gid: stat.gid,
             rdev: overlay::shown_number(stat),
             blksize: stat.blksize,
-            settled: self.is_settled(node),
+            settled: self.is_settled(&body),
         })
     }
 
     /// Whether only requests change what `node` shows. A directory with lower parts shows their changes too.
-    fn is_settled(&self, node: &Node) -> bool {
-        let body = node.body.read();
+    fn is_settled(&self, body: &Body) -> bool {
         self.stack.is_upper(body.branch) && body.layers.len() <= 1 && body.data_place().is_none()
     }
 
     /// How many names the union has for `node`.
-    fn nlink(&self, node: &Node, stat: &Stat) -> Result<u32> {
-        let body = node.body.read();
+    fn nlink(&self, node: &Node, body: &Body, stat: &Stat) -> Result<u32> {
         if node.is_dir() {
             let parts = body.layers.iter().filter(|dir| dir.presence != Presence::MarksOnly).count();
             return Ok(if body.links.is_empty() && body.held.is_some() {
@@ -192,7 +195,7 @@ impl Union {
 
     /// The answer to a look-up or a creation.
     fn entry(&self, (node, attr): (Arc<Node>, Attr)) -> Entry {
-        Entry { node: node.id, attr }
+        Entry { node: node.id, generation: node.generation, attr }
     }
 
     /// Makes the upper's directory `dir` look untouched again: names change in it that the union does not see change.

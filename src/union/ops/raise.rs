@@ -100,7 +100,7 @@ impl Union {
     /// to tell that this is the same object still.
     fn adopt(&self, node: &Node, copy: &Copy<'_>, dir: &RealDir, fresh: &Stat) {
         let shown = copy.at().and_then(|at| self.numbers.shown(&self.stack, dir, &at, fresh.identity()));
-        if shown.is_ok_and(|ino| ino.0 == node.id.0) {
+        if shown.is_ok_and(|(ino, _)| ino.0 == node.id.0) {
             return;
         }
         self.table.adopt(fresh.identity(), node.id);

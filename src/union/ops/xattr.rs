@@ -3,6 +3,7 @@
 use std::ffi::{CStr, CString, OsStr};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use crate::union::copyup::meta::CAPABILITY;
 use crate::union::engine::Union;
@@ -70,7 +71,11 @@ impl Union {
         // An attribute that is not there is no reason to copy up a file.
         node.with(|at| at.xattr_value(&key))?;
         self.raise_for(&node, &key)?;
-        node.with(|at| at.remove_xattr(&key))
+        node.with(|at| at.remove_xattr(&key))?;
+        if *key == *CAPABILITY {
+            node.lost_capabilities.store(true, Ordering::Release);
+        }
+        Ok(())
     }
 
     /// Brings a node into the upper whose attribute `key` is to be changed. With its data if these, coming later, would
