@@ -12,6 +12,7 @@ fn main() -> ExitCode {
         Ok(Command::Fake) => ExitCode::SUCCESS,
         Ok(Command::Help) => print(help()),
         Ok(Command::Version) => print(version()),
+        Ok(Command::Completions(script)) => print(&script),
         Err(error) => {
             eprintln!("cowfs: {error}");
             ExitCode::from(USAGE_STATUS)

@@ -34,6 +34,8 @@ pub(super) struct Words {
 pub(super) enum Line {
     Help,
     Version,
+    /// `--completions SHELL`.
+    Completions(String),
     Words(Words),
 }
 
@@ -59,6 +61,10 @@ pub(super) fn read(mut args: impl Iterator<Item = OsString>) -> Result<Line, Usa
             b"--version" => return Ok(Line::Version),
             b"--foreground" => words.foreground = true,
             b"--debug" => words.debug = true,
+            b"--completions" => {
+                let shell = args.next().unwrap_or_default();
+                return Ok(Line::Completions(String::from_utf8_lossy(&shell).into_owned()));
+            }
             [b'-', b'-', ..] => return Err(unknown(&arg)),
             [b'-', letters @ ..] if !letters.is_empty() => {
                 if let Some(line) = read_letters(&arg, helper, &mut words, &mut args)? {

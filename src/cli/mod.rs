@@ -5,6 +5,7 @@
 
 mod argv;
 mod branches;
+mod completions;
 mod help;
 mod mount;
 mod options;
@@ -30,6 +31,8 @@ pub enum Command {
     Help,
     /// Print the version.
     Version,
+    /// Print a script for a shell.
+    Completions(String),
 }
 
 /// A command line that makes no sense: one line that quotes the offending text and says what would be right.
@@ -54,6 +57,9 @@ pub fn parse(args: impl Iterator<Item = OsString>) -> Result<Command, UsageError
     match argv::read(args)? {
         argv::Line::Help => Ok(Command::Help),
         argv::Line::Version => Ok(Command::Version),
+        argv::Line::Completions(shell) => completions::completions(&shell)
+            .map(Command::Completions)
+            .ok_or_else(|| UsageError::new("--completions needs the name of a shell after it: bash, zsh or fish")),
         argv::Line::Words(words) => {
             let fake = words.fake;
             let command = mount::command(words)?;
@@ -127,7 +133,7 @@ mod tests {
                     prop_assert!(request.branches.iter().all(|branch| !branch.path.as_os_str().is_empty()));
                 }
                 Ok(Command::Remount(request)) => prop_assert!(!request.mountpoint.as_os_str().is_empty()),
-                Ok(Command::Fake | Command::Help | Command::Version) => {}
+                Ok(Command::Fake | Command::Help | Command::Version | Command::Completions(_)) => {}
                 Err(error) => {
                     let line = error.to_string();
                     prop_assert!(!line.is_empty() && !line.contains(char::is_control), "{line:?}");

@@ -245,6 +245,15 @@ const KNOWN: &[(&str, Effect)] = &[
     ("xino", Nothing),
 ];
 
+/// The options that have an effect, with the form of the value if they take one.
+pub(super) fn offered() -> impl Iterator<Item = (&'static str, Option<&'static str>)> {
+    KNOWN.iter().filter_map(|&(name, effect)| match effect {
+        Switch(_) => Some((name, None)),
+        Value(form, _) => Some((name, Some(form))),
+        Nothing | Refused(_) => None,
+    })
+}
+
 /// Splits the argument of one `-o`; empty options are skipped, container engines write them.
 ///
 /// A comma between quotes in an SELinux context is part of it: `context="u:r:t:s0:c1,c2"`.

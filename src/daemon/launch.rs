@@ -39,7 +39,10 @@ impl Ready {
     }
 }
 
-/// Runs `serve` in a child in a session of its own. Returns the exit status of whichever process returns.
+/// Runs `serve` in a child. Returns the exit status of whichever process returns.
+///
+/// The child is to leave the caller's session only when the mount is on its place: autofs lets none but processes of its
+/// automounter's group, in which systemd starts mount(8), look at a mountpoint that somebody waits for.
 ///
 /// `probe` is asked once the child is ready; nothing is asked if it is `None`.
 pub(crate) fn in_background(probe: Option<PathBuf>, serve: impl FnOnce(Ready) -> u8) -> u8 {
@@ -51,8 +54,6 @@ pub(crate) fn in_background(probe: Option<PathBuf>, serve: impl FnOnce(Ready) ->
         }
         Ok(((reader, writer), Forked::Child)) => {
             drop(reader);
-            // EPERM would mean that it leads a session already.
-            let _ = rustix::process::setsid();
             serve(Ready(Some(writer)))
         }
         Err(errno) => {

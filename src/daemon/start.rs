@@ -193,6 +193,10 @@ fn settle(
 ) -> Checked<Option<OwnedFd>> {
     let caught = signals::catch().map_err(|error| format!("cannot catch signals: {error}"))?;
     mount.lock().attach()?;
+    if !request.foreground {
+        // EPERM would mean that it leads a session already.
+        let _ = rustix::process::setsid();
+    }
     let watched = match request.auto_unmount {
         true => mount.lock().watch(&equipment.null).map_err(|errno| format!("auto_unmount: {}", describe(errno)))?,
         false => None,

@@ -51,7 +51,9 @@ P
 
 # ---- on every filesystem -----------------------------------------------------------------------------------------------
 
-for fs in ext4 xfs btrfs tmpfs; do
+ALL="ext4 xfs btrfs tmpfs"
+[ -z "${SHORT-}" ] || ALL="ext4 tmpfs"
+for fs in $ALL; do
 	mkdir -p $fs
 	case $fs in
 	tmpfs) mount -t tmpfs none $fs ;;

@@ -3,31 +3,10 @@
 # timeout: 300
 . "$(dirname "$0")/../lib.sh"
 . "$TEST_DIR/programs/cache.bash"
+. "$TEST_DIR/clients/hosting.bash"
 PORTS=([1]=47191 [2]=47192)
 # What the recipe may need to serve again, in tenths of a second.
 PATIENCE=200
-
-make_uwsgi_root() {
-	cp -a "$CACHE/bookworm/." "$1" && cp /etc/resolv.conf "$1/etc/resolv.conf" &&
-		chroot "$1" env DEBIAN_FRONTEND=noninteractive apt-get -q update &&
-		chroot "$1" env DEBIAN_FRONTEND=noninteractive apt-get -q -y install --no-install-recommends uwsgi-core uwsgi-plugin-python3 &&
-		chroot "$1" apt-get clean
-}
-
-# A root of this test's own, so that /ns and /ufs are nowhere else: every entry of the machine's root, bound.
-own_root() {
-	local entry root=$T/.test/root
-	mkdir "$root" && mount -t tmpfs -o mode=755 none "$root" || return 1
-	for entry in /* /.[!.]*; do
-		if [ -L "$entry" ]; then
-			cp -a "$entry" "$root/"
-		elif [ -d "$entry" ]; then
-			mkdir "$root$entry" && mount --rbind "$entry" "$root$entry" || return 1
-		fi
-	done
-	mkdir "$root/ns" "$root/ufs" "$root/.old"
-	cd "$root" && pivot_root . .old && cd "$T" && umount -l /.old && rmdir /.old
-}
 
 digest() {
 	(cd "$1" && find . -printf '%y %m %U:%G %s %n %i %T@ %C@ %l %p\n' | sort -k 10
@@ -56,10 +35,7 @@ daemon_of() { pgrep -f "/cow/u$1=[R]W" | head -n 1; }
 # same_answer NAME CUSTOMER REQUEST ANSWER
 same_answer() { equal "$1" "$(ask "$2" "$3")" "$4"; }
 
-need uwsgi=uwsgi-core curl=curl getfattr=attr debootstrap=debootstrap
-[ -e /usr/lib/uwsgi/plugins/python3_plugin.so ] || apt_install uwsgi-plugin-python3
-debian_root
-cached uwsgi-root make_uwsgi_root
+hosting
 
 check "a root of the test's own" own_root || finish
 # As on a machine with systemd: without the recipe's first hook, unions would spread to the host and to the other customer.
