@@ -56,6 +56,7 @@ impl Adapter {
     pub fn new(union: impl Into<Arc<Union>>, settings: Settings) -> Self {
         let union = union.into();
         let (workers, notices) = (Arc::default(), Arc::<Notices>::default());
+        notices.follow(&union);
         let opening = Opening::new(union.clone(), notices.clone(), settings.coherent, settings.direct_io);
         let opening = Arc::new(opening);
         let answers = Answers::new(union.clone(), settings.clone(), opening.modes.clone(), notices.clone());

@@ -8,20 +8,29 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::sync::OnceLock;
 use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use fuser::{INodeNo, Notifier};
 use parking_lot::Mutex;
 
+use crate::union::Union;
 use crate::union::ops::behind::Stale;
 use crate::union::types::NodeId;
+
+/// How long a request is held up for a notice that should reach the kernel first. A tenant who holds the locks that the
+/// notice needs may wait for the answer himself.
+const PATIENCE: Duration = Duration::from_millis(20);
+
+/// A notice, and who waits until it has been given.
+type Told = (Stale, Option<Sender<()>>);
 
 /// The way to the kernel; its thread is started by the first notice.
 #[derive(Debug, Default)]
 pub struct Notices {
     notifier: OnceLock<Notifier>,
-    line: Mutex<Option<Sender<Stale>>>,
+    line: Mutex<Option<Sender<Told>>>,
 }
 
 impl Notices {
@@ -32,8 +41,27 @@ impl Notices {
         }
     }
 
+    /// Tells the kernel, before the request is answered, of names that come to a directory while somebody lists it. It puts
+    /// the parts it is given into one listing, whoever asked for them, and would go on with what was there before.
+    pub fn follow(self: &Arc<Self>, union: &Union) {
+        let notices = self.clone();
+        union.when_disturbed(Box::new(move |node| notices.tell_first(Stale::Object(node))));
+    }
+
     /// Tells the kernel, soon, that it should ask again.
     pub fn tell(&self, notice: Stale) {
+        self.send((notice, None));
+    }
+
+    /// Tells the kernel and waits, for a moment, until it has heard.
+    pub fn tell_first(&self, notice: Stale) {
+        let (given, heard) = channel();
+        self.send((notice, Some(given)));
+        // Too late is no harm: the kernel learns of it after the answer then.
+        let _in_time = heard.recv_timeout(PATIENCE);
+    }
+
+    fn send(&self, notice: Told) {
         let Some(notifier) = self.notifier.get() else { return };
         let mut line = self.line.lock();
         if let Some(line) = &*line
@@ -43,7 +71,13 @@ impl Notices {
         }
         let (sender, receiver) = channel();
         let notifier = notifier.clone();
-        let serve = move || receiver.into_iter().for_each(|notice| speak(&notifier, &notice));
+        let serve = move || {
+            for (notice, waiting) in receiver {
+                speak(&notifier, &notice);
+                // Its end tells who waits.
+                drop(waiting);
+            }
+        };
         match std::thread::Builder::new().name("cowfs-notify".into()).spawn(serve) {
             Ok(_) => {
                 if sender.send(notice).is_ok() {

@@ -9,7 +9,7 @@
 
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 use rustix::fs::FileType;
@@ -104,11 +104,16 @@ impl Listing {
     }
 }
 
+/// Is told that names have come to a directory while somebody reads its listing.
+pub type Listener = Box<dyn Fn(NodeId) + Send + Sync>;
+
 /// The listings that are being read.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Readings {
     key: RandomState,
     kept: Mutex<VecDeque<(NodeId, Arc<Listing>)>>,
+    /// Whoever keeps parts of listings elsewhere.
+    pub listener: OnceLock<Listener>,
 }
 
 impl Readings {
@@ -143,7 +148,15 @@ impl Readings {
     /// keeps that until the next change. So who goes on must not be given what was there before a change. Only where very
     /// many names are deleted while they are listed would that cost too much.
     pub fn changed(&self, node: NodeId, added: bool) {
-        self.kept.lock().retain(|(of, listing)| *of != node || (!added && listing.len() > MANY));
+        let read = {
+            let mut kept = self.kept.lock();
+            let before = kept.len();
+            kept.retain(|(of, listing)| *of != node || (!added && listing.len() > MANY));
+            kept.len() < before
+        };
+        if let Some(listener) = self.listener.get().filter(|_| read && added) {
+            listener(node);
+        }
     }
 
     /// This listing has been read to its end; somebody else may still read a newer one.

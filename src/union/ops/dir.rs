@@ -8,7 +8,7 @@ use rustix::fs::FileType;
 use crate::union::branch::RealDir;
 use crate::union::engine::Union;
 use crate::union::error::{Errno, Result};
-use crate::union::listing::Listing;
+use crate::union::listing::{Listener, Listing};
 use crate::union::merge::merge;
 use crate::union::name::Name;
 use crate::union::node::Node;
@@ -63,6 +63,12 @@ impl Union {
             // An administrator may have moved it up.
             None => Ok(self.entry(self.look(parent, &name)?)),
         }
+    }
+
+    /// `listener` is told, before a request is answered, of each directory to which it has brought a name while somebody
+    /// reads the directory's listing. To be called once.
+    pub fn when_disturbed(&self, listener: Listener) {
+        let _known_already = self.readings.listener.set(listener);
     }
 
     /// Lists from `offset` (0, or some entry's `next`) until `each` answers false ("no room").
