@@ -76,8 +76,13 @@ impl Table {
         loop {
             match self.nodes.entry(id) {
                 Entry::Vacant(vacant) => {
+                    let identity = seen.identity;
                     let node = Arc::new(Node::new(id, seen, index, Some(link)));
                     vacant.insert(node.clone());
+                    if id.0 & ALIAS != 0 {
+                        // Once more: an alias that leads nowhere yet may have been swept away.
+                        self.aliases.insert(identity, id);
+                    }
                     self.note(&node);
                     return node;
                 }
@@ -179,10 +184,12 @@ impl Table {
                 continue;
             }
             let Some((_, node)) = self.nodes.remove_if(&id, |_, node| unused(node)) else { continue };
-            self.aliases.remove_if(&identity, |_, alias| *alias == id);
+            // Unless somebody has entered it anew meanwhile.
+            let gone = |known: &NodeId| *known == id && !self.nodes.contains_key(&id);
+            self.aliases.remove_if(&identity, |_, alias| gone(alias));
             if self.follows.load(Ordering::Acquire) {
                 for dir in &node.body.read().layers {
-                    self.dirs.remove_if(&dir.identity(), |_, shown| *shown == id);
+                    self.dirs.remove_if(&dir.identity(), |_, shown| gone(shown));
                 }
             }
             nodes.extend(node.body.write().links.drain(..).map(|link| link.parent));
