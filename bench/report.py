@@ -4,6 +4,7 @@ It computes ratios and verdicts, measures nothing. A section is {"title", "head"
 """
 
 import math
+import statistics
 from html import escape
 from pathlib import Path
 
@@ -90,6 +91,9 @@ def main_table(whole):
     if whole.get("ready"):
         times = ", ".join(f"{peers[key][0]} {1000 * value:.1f} ms" for key, value in whole["ready"].items())
         text += f"\n\nMount to ready (the program has returned): {times}."
+    if whole.get("wake"):
+        text += (f"\n\nA question and its answer between two threads that sleep meanwhile, which is what a FUSE request costs before anything is "
+                 f"done: {statistics.median(whole['wake']):.1f} us on this machine.")
     return text
 
 

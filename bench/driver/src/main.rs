@@ -71,6 +71,7 @@ fn run(workload: &str, job: &Job) -> io::Result<()> {
         "churn" => special::churn(job),
         "stall" => special::stall(job),
         "exec" => special::exec(job),
+        "wake" => special::wake(),
         _ => Err(io::Error::other("no such workload")),
     }
 }

@@ -95,3 +95,28 @@ pub(crate) fn exec(job: &Job) -> io::Result<()> {
         Ok(())
     })
 }
+
+/// `wake ROOT`: the price of a question and its answer between two threads that sleep meanwhile, in seconds: what every
+/// FUSE request pays before anything is done.
+pub(crate) fn wake() -> io::Result<()> {
+    const TURNS: u32 = 20_000;
+    let (question, asked) = rustix::pipe::pipe()?;
+    let (answer, answered) = rustix::pipe::pipe()?;
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        let server = scope.spawn(move || -> io::Result<()> {
+            for _ in 0..TURNS {
+                rustix::io::read(&question, &mut [0; 1])?;
+                rustix::io::write(&answered, b"x")?;
+            }
+            Ok(())
+        });
+        for _ in 0..TURNS {
+            rustix::io::write(&asked, b"x")?;
+            rustix::io::read(&answer, &mut [0; 1])?;
+        }
+        server.join().map_err(|_| io::Error::other("the other thread panicked"))?
+    })?;
+    println!("wake {:.9}", start.elapsed().as_secs_f64() / f64::from(TURNS));
+    Ok(())
+}
