@@ -35,6 +35,7 @@ use crate::union::{BranchSource, Layout, Union};
 /// error. In the foreground (`-f`, `-d`, or as process 1) it returns when the union has ended.
 pub fn run(mut request: MountRequest) -> ExitCode {
     process::reset_signals();
+    process::bound_arenas(ARENAS);
     process::close_others(&device_number(&request.mountpoint).into_iter().collect::<Vec<_>>());
     logger::start(request.debug);
     if let Err(line) = namespace::enter(request.namespace.as_deref()) {
@@ -60,6 +61,9 @@ pub fn run(mut request: MountRequest) -> ExitCode {
     let probe = device_number(&request.mountpoint).is_none().then(|| request.mountpoint.clone());
     ExitCode::from(in_background(probe, serve))
 }
+
+/// As many as threads serve at once.
+const ARENAS: i32 = 4;
 
 /// Everything that must be open before the root changes.
 struct Equipment {

@@ -76,17 +76,15 @@ impl<F: Filesystem + Send + Sync + 'static> Connection<F> {
     /// all of them wait; `patience` is how long a request may take before the process ends.
     ///
     /// # Errors
-    /// As read(2) on /dev/fuse; as thread creation; as dup(2) and pipe(2).
+    /// As read(2) on /dev/fuse; as thread creation; as dup(2).
     pub fn run(self, spare: F, patience: Option<Duration>) -> io::Result<()>
     where
         F: Clone,
     {
         let device = self.session.as_fd().try_clone_to_owned()?;
-        let (nothing, _) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
         DEVICES.lock().extend([self.session.as_fd().as_raw_fd(), device.as_raw_fd()]);
         let acl = self.acl;
         let more = move |threads| serve_more(spare.clone(), device.as_fd(), acl, threads);
-        let give_up = move || give_up(&nothing);
         pulse::start(self.threads, Watch { patience, more: Box::new(more), give_up: Box::new(give_up) });
         set_slice(SLICE);
         self.session.run()
@@ -141,9 +139,9 @@ pub(super) fn join_spares() {
 
 /// Ends the process so that the kernel ends the connection at once: threads that wait in the kernel outlive the others, with
 /// all that is open. So /dev/fuse is closed first, by putting something else in its place.
-fn give_up(nothing: &OwnedFd) {
+fn give_up() {
     for &number in &*DEVICES.lock() {
-        if let Err(errno) = process::replace_number(number, nothing.as_fd()) {
+        if let Err(errno) = process::replace_number(number, rustix::stdio::stdin()) {
             log::error!("the connection cannot be ended: {errno}");
         }
     }

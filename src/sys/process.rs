@@ -142,6 +142,16 @@ pub(super) fn last_errno() -> Errno {
     Errno::from_raw_os_error(std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO))
 }
 
+/// Lets the allocator have so many arenas and no more. With a bound given it need not ask how many processors there are when
+/// the ninth thread comes, which it does by paths below /sys and /proc.
+pub fn bound_arenas(most: libc::c_int) {
+    // SAFETY: mallopt takes two integers and may be called at any time.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, most);
+    }
+}
+
 /// Gives memory that the allocator has no use for back to the kernel, as malloc_trim(3).
 pub fn give_memory_back() {
     // SAFETY: malloc_trim takes an integer and may be called at any time, from any thread.

@@ -246,7 +246,9 @@ flock -x 6
 timeout 10 "$COWFS" l=RO:u=RW m 2>err &
 W=$!
 sleep 0.4
-C=$(for p in $(daemons); do [ "$(awk '{ print $6 }' "/proc/$p/stat")" = "$p" ] && echo "$p"; done)
+C=$(for p in $(daemons); do
+	[ "$(readlink "/proc/$(awk '{ print $4 }' "/proc/$p/stat")/exe")" = "$COWFS" ] && echo "$p"
+done)
 kill -KILL "$C"
 wait $W
 equal "child killed while starting: status" $? 1
