@@ -14,7 +14,6 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
 use crate::fuse::pulse::{self, Watch};
 use crate::sys::process;
-use crate::sys::sched::set_slice;
 
 /// Who may use the mount; the kernel must have been told the same by `allow_other`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,9 +28,6 @@ pub enum Audience {
 
 /// The most threads that pay off, as measured; see ARCHITECTURE.md.
 const MOST_THREADS: usize = 4;
-
-/// A request is done in less than this; who asked waits while the daemon waits for somebody else's slice to end.
-const SLICE: Duration = Duration::from_micros(100);
 
 /// A connection whose handshake is done; requests wait in the kernel until `run`.
 pub struct Connection<F: Filesystem> {
@@ -86,7 +82,6 @@ impl<F: Filesystem + Send + Sync + 'static> Connection<F> {
         let acl = self.acl;
         let more = move |threads| serve_more(spare.clone(), device.as_fd(), acl, threads);
         pulse::start(self.threads, Watch { patience, more: Box::new(more), give_up: Box::new(give_up) });
-        set_slice(SLICE);
         self.session.run()
     }
 }

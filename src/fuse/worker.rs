@@ -9,7 +9,6 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex};
 
 use crate::fuse::pulse::aside;
-use crate::sys::sched::set_slice;
 
 const MOST: usize = 8;
 const IDLE: Duration = Duration::from_secs(5);
@@ -56,8 +55,6 @@ impl Workers {
     }
 
     fn serve(&self) {
-        // Long work, which must not hold up the short requests that the other threads answer.
-        set_slice(Duration::ZERO);
         aside();
         let mut line = self.line.lock();
         loop {

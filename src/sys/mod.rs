@@ -9,7 +9,6 @@ pub mod mode;
 pub mod mount;
 pub mod process;
 pub mod procfd;
-pub mod sched;
 pub mod xattr;
 
 use rustix::io::Errno;
