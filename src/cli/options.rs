@@ -9,9 +9,8 @@ use std::path::PathBuf;
 use crate::cli::UsageError;
 use crate::cli::branches::{branches, lower_dirs};
 use crate::cli::text::{path, positions, quote};
-use crate::cli::values::Given;
 use crate::cli::values::{
-    bounded_seconds, format, id, is_off, number, on_off, redirect_dir, seconds, threads, utf8, zero_one,
+    Given, bounded_seconds, format, id, is_off, number, on_off, redirect_dir, seconds, threads, utf8, zero_one,
 };
 use crate::daemon::request::{BranchArg, MountRequest, Private};
 

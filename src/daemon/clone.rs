@@ -92,9 +92,11 @@ fn clone_tree(root: &OwnedFd, wanted: Attributes) -> Result<OwnedFd, Errno> {
     let tree = open_tree(root, "", flags)?;
     let needed = Attributes { private: true, read_only: wanted.read_only, ..Attributes::default() };
     set_attributes(tree.as_fd(), needed)?;
-    if wanted.no_atime || wanted.no_dir_atime {
+    if (wanted.no_atime || wanted.no_dir_atime)
+        && let Err(errno) = set_attributes(tree.as_fd(), wanted)
+    {
         // A user namespace may not touch a locked atime setting; a read-only mount writes no atime anyway.
-        let _ = set_attributes(tree.as_fd(), wanted);
+        log::debug!("the atime setting of a branch stays as it is: {}", describe(errno));
     }
     Ok(tree)
 }

@@ -51,7 +51,7 @@ impl Watch {
     /// As thread creation.
     pub(super) fn start(self, union: Arc<Union>, notices: Arc<Notices>) -> std::io::Result<()> {
         let watch = move || self.serve(&union, &notices);
-        std::thread::Builder::new().name("cowfs-watch".into()).spawn(watch).map(drop)
+        std::thread::Builder::new().name("cowfs-lowers".into()).spawn(watch).map(drop)
     }
 
     fn serve(&self, union: &Union, notices: &Notices) {

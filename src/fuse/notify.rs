@@ -8,7 +8,7 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{SendError, Sender, channel};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -64,11 +64,13 @@ impl Notices {
     fn send(&self, notice: Told) {
         let Some(notifier) = self.notifier.get() else { return };
         let mut line = self.line.lock();
-        if let Some(line) = &*line
-            && line.send(notice.clone()).is_ok()
-        {
-            return;
-        }
+        let notice = match &*line {
+            None => notice,
+            Some(line) => match line.send(notice) {
+                Ok(()) => return,
+                Err(SendError(notice)) => notice,
+            },
+        };
         let (sender, receiver) = channel();
         let notifier = notifier.clone();
         let serve = move || {

@@ -28,7 +28,7 @@ const WANTED: InitFlags = InitFlags::FUSE_PARALLEL_DIROPS
     .union(InitFlags::FUSE_READDIRPLUS_AUTO);
 
 /// What was agreed on, as far as answers depend on it.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Agreed {
     /// The kernel takes files from the daemon.
     pub passthrough: bool,

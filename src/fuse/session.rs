@@ -53,13 +53,17 @@ pub fn connect<F: Filesystem>(
         Audience::OwnerAndRoot => SessionACL::RootAndOwner,
         Audience::Everybody => SessionACL::All,
     };
-    let mut config = Config::default();
-    config.acl = acl;
     let threads = threads.unwrap_or_else(default_threads).max(1);
-    config.n_threads = Some(threads);
+    let session = Session::from_fd(filesystem, device, acl, config(acl, threads))?;
+    Ok(Connection { session, acl, threads })
+}
+
+fn config(acl: SessionACL, threads: usize) -> Config {
+    let mut config = Config::default();
+    (config.acl, config.n_threads) = (acl, Some(threads));
     // A descriptor of its own for each thread made everything slower (fuse-facts), and opens /dev/fuse by its path.
     config.clone_fd = false;
-    Session::from_fd(filesystem, device, acl, config).map(|session| Connection { session, acl, threads })
+    config
 }
 
 impl<F: Filesystem + Send + Sync + 'static> Connection<F> {
@@ -101,11 +105,10 @@ where
 {
     let (socket, other) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
     rustix::io::write(&other, &greeting())?;
-    let mut config = Config::default();
-    (config.acl, config.n_threads, config.clone_fd) = (acl, Some(threads), false);
-    let session = Session::from_fd(filesystem, socket, acl, config)?;
-    process::replace(session.as_fd(), device)?;
-    DEVICES.lock().push(session.as_fd().as_raw_fd());
+    let session = Session::from_fd(filesystem, socket, acl, config(acl, threads))?;
+    let number = session.as_fd().as_raw_fd();
+    process::replace(number, device)?;
+    DEVICES.lock().push(number);
     let thread = std::thread::Builder::new().name("cowfs-spare".into()).spawn(move || session.run())?;
     SPARES.lock().push(thread);
     Ok(())
@@ -136,7 +139,7 @@ pub(super) fn join_spares() {
 /// all that is open. So /dev/fuse is closed first, by putting something else in its place.
 fn give_up() {
     for &number in &*DEVICES.lock() {
-        if let Err(errno) = process::replace_number(number, rustix::stdio::stdin()) {
+        if let Err(errno) = process::replace(number, rustix::stdio::stdin()) {
             log::error!("the connection cannot be ended: {errno}");
         }
     }

@@ -64,7 +64,7 @@ pub fn mark(events: BorrowedFd<'_>, on: BorrowedFd<'_>) -> Result<(), Errno> {
 pub fn read(events: BorrowedFd<'_>, buffer: &mut [u8], each: &mut dyn FnMut(Event<'_>)) -> Result<(), Errno> {
     let length = rustix::io::retry_on_intr(|| rustix::io::read(events, &mut *buffer))?;
     let mut rest = &buffer[..length];
-    while let Some((event, after)) = split(rest, 0, METADATA) {
+    while let Some((event, after)) = split_event(rest) {
         if number::<8>(event, MASK).map(u64::from_ne_bytes).is_some_and(|mask| mask & libc::FAN_Q_OVERFLOW != 0) {
             each(Event::Overflow);
         }
@@ -82,14 +82,13 @@ pub fn read(events: BorrowedFd<'_>, buffer: &mut [u8], each: &mut dyn FnMut(Even
     Ok(())
 }
 
-/// The first of the pieces that follow each other in `bytes`, each with its length in 4 bytes at `at` and at least `least`
-/// long; and what follows it.
-fn split(bytes: &[u8], at: usize, least: usize) -> Option<(&[u8], &[u8])> {
-    let length = u32::from_ne_bytes(number(bytes, at)?) as usize;
-    if length < least { None } else { bytes.split_at_checked(length) }
+/// The first of the events that follow each other in `bytes`, each beginning with its length; and what follows it.
+fn split_event(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let length = u32::from_ne_bytes(number(bytes, 0)?) as usize;
+    if length < METADATA { None } else { bytes.split_at_checked(length) }
 }
 
-/// As `split`, for records, whose length has 2 bytes.
+/// The same for the records of an event, whose length has 2 bytes, after their type.
 fn split_record(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let length = usize::from(u16::from_ne_bytes(number(bytes, 2)?));
     if length < RECORD + HANDLE { None } else { bytes.split_at_checked(length) }
@@ -126,6 +125,6 @@ mod tests {
             let mut each = |event: Event<'_>| heard |= matches!(event, Event::Changed(_, b"a name of its own"));
             read(events.as_fd(), &mut buffer, &mut each).unwrap();
         }
-        assert!(named(&[0; 3]).is_none() && split(&[9, 0, 0, 0], 0, 4).is_none() && split_record(&[0; 4]).is_none());
+        assert!(named(&[0; 3]).is_none() && split_event(&[9, 0, 0, 0]).is_none() && split_record(&[0; 4]).is_none());
     }
 }

@@ -93,19 +93,12 @@ pub fn adopt(number: RawFd) -> Result<OwnedFd, Errno> {
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
-/// Lets an open descriptor stand for what `with` stands for, in one step; see dup3(2).
+/// Lets an open descriptor, whose owner is elsewhere and uses it on, stand for what `with` stands for, in one step; see
+/// dup3(2).
 ///
 /// # Errors
 /// As dup3(2).
-pub fn replace(fd: BorrowedFd<'_>, with: BorrowedFd<'_>) -> Result<(), Errno> {
-    replace_number(fd.as_raw_fd(), with)
-}
-
-/// The same for a descriptor whose owner is elsewhere and uses it on.
-///
-/// # Errors
-/// As dup3(2).
-pub fn replace_number(number: RawFd, with: BorrowedFd<'_>) -> Result<(), Errno> {
+pub fn replace(number: RawFd, with: BorrowedFd<'_>) -> Result<(), Errno> {
     // SAFETY: no memory is passed. The number stays open, and whoever owns it goes on with another file.
     super::check(unsafe { libc::dup3(with.as_raw_fd(), number, libc::O_CLOEXEC) }.into()).map(drop)
 }

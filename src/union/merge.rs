@@ -3,7 +3,7 @@
 //! Difficulties, and what answers them:
 //! 1. a name in several layers is listed once, with the topmost one's type and number: `Seen`, kept only if there is
 //!    more than one layer;
-//! 2. a mark hides a name in the layers below its own, never in its own: marks count when their layer is done;
+//! 2. a mark hides a name in the layers below its own, never in its own: marks count when their layer is done.
 
 use std::collections::HashSet;
 use std::sync::Arc;

@@ -39,28 +39,7 @@ def application(environ, start_response):
     return [path.encode()]
 APP
 # ini NAME BRANCH OPTIONS
-ini() {
-	cat >"inis/u$1.ini" <<INI
-[uwsgi]
-uid = u$1
-gid = u$1
-hook-pre-jail = mount:none none / rec,private
-hook-pre-jail = callret:chdir /
-hook-pre-jail = exec:cowfs -ocow,chroot=/ns,default_permissions,allow_other$3 $2=RO:/cow/%(uid)=RW /ufs
-pivot_root = /ufs /ufs/.old_root
-hook-as-root = mount:proc none /proc
-hook-as-root = mount:none /.old_root/dev /dev bind
-hook-as-root = umount:/.old_root rec,detach
-mountpoint-check = /
-master = true
-plugins-dir = /usr/lib/uwsgi/plugins
-plugins-dir = /ns/precise/usr/lib/uwsgi/plugins
-plugins = python3
-http-socket = 127.0.0.1:$((47200 + $1))
-wsgi-file = /srv/app.py
-disable-logging = true
-INI
-}
+ini() { vassal "$1" "$2" "$3" $((47200 + $1)) "disable-logging = true" >"inis/u$1.ini"; }
 for ((n = 1; n <= MOST; n++)); do ini $n /precise ""; done
 # Not `daemons`: after the pivot a daemon's program has no path.
 unions() { pgrep -f '/cow/u[0-9]*=[R]W'; }

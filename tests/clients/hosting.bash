@@ -29,3 +29,27 @@ hosting() {
 	debian_root
 	cached uwsgi-root make_uwsgi_root
 }
+
+# vassal N BRANCH OPTIONS PORT LINE: the Emperor's file for customer N over BRANCH, by the recipe of GUIDE.md; printed.
+vassal() {
+	cat <<INI
+[uwsgi]
+uid = u$1
+gid = u$1
+hook-pre-jail = mount:none none / rec,private
+hook-pre-jail = callret:chdir /
+hook-pre-jail = exec:cowfs -ocow,chroot=/ns,default_permissions,allow_other$3 $2=RO:/cow/%(uid)=RW /ufs
+pivot_root = /ufs /ufs/.old_root
+hook-as-root = mount:proc none /proc
+hook-as-root = mount:none /.old_root/dev /dev bind
+hook-as-root = umount:/.old_root rec,detach
+mountpoint-check = /
+master = true
+plugins-dir = /usr/lib/uwsgi/plugins
+plugins-dir = /ns/precise/usr/lib/uwsgi/plugins
+plugins = python3
+http-socket = 127.0.0.1:$4
+wsgi-file = /srv/app.py
+$5
+INI
+}

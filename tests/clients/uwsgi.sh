@@ -81,26 +81,7 @@ def application(environ, start_response):
     return [answer.encode()]
 APP
 for n in 1 2; do
-	cat >"u$n.ini" <<INI
-[uwsgi]
-uid = u$n
-gid = u$n
-hook-pre-jail = mount:none none / rec,private
-hook-pre-jail = callret:chdir /
-hook-pre-jail = exec:cowfs -ocow,chroot=/ns,default_permissions,allow_other /precise=RO:/cow/%(uid)=RW /ufs
-pivot_root = /ufs /ufs/.old_root
-hook-as-root = mount:proc none /proc
-hook-as-root = mount:none /.old_root/dev /dev bind
-hook-as-root = umount:/.old_root rec,detach
-mountpoint-check = /
-master = true
-plugins-dir = /usr/lib/uwsgi/plugins
-plugins-dir = /ns/precise/usr/lib/uwsgi/plugins
-plugins = python3
-http-socket = 127.0.0.1:${PORTS[$n]}
-wsgi-file = /srv/app.py
-processes = 2
-INI
+	vassal $n /precise "" "${PORTS[$n]}" "processes = 2" >"u$n.ini"
 done
 digest /ns/precise >precise.before
 awk '{ print $5, $NF }' /proc/self/mountinfo | sort >mounts.before

@@ -211,6 +211,11 @@ impl RealDir {
         names
     }
 
+    /// The same as redirects spell it: a slash before each name.
+    pub fn spelled_path(&self) -> Vec<u8> {
+        self.path().iter().flat_map(|name| [b"/", name.as_bytes()].concat()).collect()
+    }
+
     /// The object `name` in it. Errors: as `fd`.
     pub fn at(self: &Arc<Self>, name: &Name) -> Result<At> {
         Ok(At::Name(self.fd()?, name.clone()))

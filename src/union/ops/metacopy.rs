@@ -266,11 +266,7 @@ impl Union {
     /// The path from the union's root by which the data in `place` are found in the lower branches; `None` if there is none
     /// (redirects among the lowers themselves).
     fn path_of(&self, place: &Place) -> Result<Option<Vec<u8>>> {
-        let mut path = Vec::new();
-        for name in &place.dir.path() {
-            path.push(b'/');
-            path.extend_from_slice(name.as_bytes());
-        }
+        let mut path = place.dir.spelled_path();
         let upper = &self.stack.branches.first().ok_or(Errno::IO)?.root;
         let found = self.chase(follow(&self.stack, upper, &path)?, place.name.clone())?;
         path.push(b'/');

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use rustix::fs::OFlags;
 
-use crate::union::branch::{At, Presence, RealDir};
+use crate::union::branch::{At, Presence, RealDir, Stat};
 use crate::union::engine::Union;
 use crate::union::error::{During, Errno, Result};
 use crate::union::index::Record;
@@ -79,8 +79,9 @@ impl Union {
         };
         // Without an object in the upper, what was found is what lies below.
         let below = !in_upper || lies_below(&self.stack, &parent.layers()?, &name)?;
+        let was = *found.stat();
         let (node, _) = self.enter(&parent, &name, found)?;
-        let done = self.remove_node(&parent, &dir, &name, (&node, Removal::plan(in_upper, below)));
+        let done = self.remove_node(&parent, &dir, &name, (&node, &was, Removal::plan(in_upper, below)));
         self.readings.changed(parent.id, false);
         drop(names);
         let id = node.id;
@@ -94,7 +95,7 @@ impl Union {
         parent: &Arc<Node>,
         dir: &Arc<RealDir>,
         name: &Name,
-        (node, removal): (&Arc<Node>, Removal),
+        (node, was, removal): (&Arc<Node>, &Stat, Removal),
     ) -> Result<()> {
         let inner = node.is_dir().then(|| node.children.write());
         if inner.is_some() {
@@ -104,12 +105,11 @@ impl Union {
         let mut body = node.body.write();
         let entry = self.indexed(&body)?;
         let held = hold(node, &body)?;
-        let was = if removal.take || node.is_dir() { None } else { Some(body.at()?.stat()?) };
         self.act(dir, name, node.is_dir(), removal)?;
         let lost_upper = removal.take;
         lose_name(&mut body, parent, name, held);
         if !lost_upper && entry.is_none() {
-            self.lose_lower_name(&mut body, was.as_ref());
+            self.lose_lower_name(&mut body, Some(was));
         }
         drop(body);
         self.uncount(entry, lost_upper);

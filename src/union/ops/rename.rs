@@ -26,7 +26,7 @@ use crate::union::name::Name;
 use crate::union::node::{Body, Link, Node};
 use crate::union::ops::name_of;
 use crate::union::ops::remove::{hold, lose_name};
-use crate::union::resolve::{InUpper, in_upper, lies_below};
+use crate::union::resolve::{InUpper, follow, in_upper, lies_below};
 use crate::union::stack::{Layers, Stack, Upper};
 use crate::union::types::NodeId;
 
@@ -304,17 +304,9 @@ impl Union {
     fn redirect_path(&self, layers: &Layers) -> Result<Vec<u8>> {
         let lowers = self.stack.lowers(layers);
         let first = lowers.first().ok_or(Errno::STALE)?;
-        let names = first.path();
-        let mut at: Layers = self.stack.lowers(&self.stack.roots()).into();
-        let mut path = Vec::new();
-        for name in &names {
-            match crate::union::resolve::find(&self.stack, &at, name)? {
-                Some(crate::union::resolve::Found::Dir(next, _)) => at = next,
-                _ => return Err(Errno::XDEV),
-            }
-            path.push(b'/');
-            path.extend_from_slice(name.as_bytes());
-        }
+        let path = first.spelled_path();
+        let upper = &self.stack.branches.first().ok_or(Errno::STALE)?.root;
+        let at = follow(&self.stack, upper, &path)?;
         let same = at.len() == lowers.len()
             && at.iter().zip(lowers).all(|(a, b)| a.branch == b.branch && a.identity() == b.identity());
         if same { Ok(path) } else { Err(Errno::XDEV) }
