@@ -229,9 +229,9 @@ def known_peers(cowfs, fuse_overlayfs_2, cowfs_options):
         return lambda low, up, work, at, opts: [program, "-o", overlay_options(low, up, work, [*opts, *extra]), at]
 
     def unionfs(low, up, _work, at, opts):
-        # It has no volatile mode: its copies are never synced.
+        # It has no volatile mode: its copies are never synced. All others check permissions without being told.
         branches = ":".join([f"{up}=RW", *(f"{lower}=RO" for lower in low)])
-        return ["unionfs-fuse", "-o", ",".join(["cow,allow_other,max_files=16384", *opts]), branches, at]
+        return ["unionfs-fuse", "-o", ",".join(["cow,allow_other,default_permissions,max_files=16384", *opts]), branches, at]
 
     def ours(*extra):
         # Its own form of call; with `lowerdir=` it takes the caller for a container engine, and leaves marks out.
