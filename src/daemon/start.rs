@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use rustix::fs::Mode;
+use rustix::fs::{Mode, OFlags};
 
 use crate::daemon::clone::clone_all;
 use crate::daemon::launch::{Ready, in_background};
@@ -23,7 +23,7 @@ use crate::daemon::resolve::{self, Checked, Resolved, describe};
 use crate::daemon::sandbox::Sandbox;
 use crate::daemon::stdio::Null;
 use crate::daemon::{limits, lock, namespace, signals, unmapped, watch};
-use crate::fuse::awake::{DEVICE, Device};
+use crate::fuse::awake;
 use crate::fuse::session::{Audience, Connection, connect};
 use crate::fuse::{Adapter, Settings};
 use crate::sys::process;
@@ -71,7 +71,7 @@ struct Equipment {
     sandbox: Sandbox,
     null: Null,
     log: Later,
-    awake: Option<Device>,
+    awake: Option<OwnedFd>,
 }
 
 /// What to make a union of, checked.
@@ -115,8 +115,10 @@ fn serve(request: &MountRequest, ready: Ready) -> Checked<()> {
     connection.run(spare, request.watchdog).map_err(|error| format!("the connection to the kernel failed: {error}"))
 }
 
-fn open_awake() -> Checked<Device> {
-    Device::open().map_err(|errno| {
+/// Where the wish for processors that wake at once is written. Opening it asks for nothing yet.
+fn open_awake() -> Checked<OwnedFd> {
+    const DEVICE: &str = "/dev/cpu_dma_latency";
+    rustix::fs::open(DEVICE, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).map_err(|errno| {
         let reason = describe(errno);
         format!("option 'awake': {DEVICE}: {reason}: only root may keep processors from sleeping; leave the option out")
     })
@@ -223,7 +225,7 @@ fn settle(
     let taken = Arc::clone(mount);
     caught.watch(move || taken.lock().detach()).map_err(|error| format!("cannot start a thread: {error}"))?;
     if let Some(device) = equipment.awake {
-        device.start().map_err(|error| format!("cannot start a thread: {error}"))?;
+        awake::start(device).map_err(|error| format!("cannot start a thread: {error}"))?;
     }
     if rustix::process::getpid().is_init() {
         process::ignore_children();

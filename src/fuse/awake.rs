@@ -13,12 +13,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{Builder, Thread, park, sleep};
 use std::time::Duration;
 
-use rustix::fs::{Mode, OFlags};
-use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
 
-/// Where wishes are written, in microseconds, as 4 bytes.
-pub const DEVICE: &str = "/dev/cpu_dma_latency";
 /// No processor may need any time to wake.
 const AWAKE: [u8; 4] = 0_i32.to_ne_bytes();
 /// No wish.
@@ -45,37 +41,24 @@ struct Wish {
     release: Thread,
 }
 
-/// The device, open.
-#[derive(Debug)]
-pub struct Device(OwnedFd);
-
-impl Device {
-    /// Opens it. That alone asks for nothing.
-    ///
-    /// # Errors
-    /// As open(2): `EACCES` for all but root, `ENOENT` where the kernel has no power management.
-    pub fn open() -> Result<Self, Errno> {
-        rustix::fs::open(DEVICE, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).map(Self)
-    }
-
-    /// From now on requests keep the machine awake; once a process.
-    ///
-    /// # Errors
-    /// As thread creation.
-    pub fn start(self) -> std::io::Result<()> {
-        let release = Builder::new().name("cowfs-awake".into()).spawn(|| {
-            loop {
-                park();
-                if let Some(wish) = WISH.get().filter(|wish| wish.held.load(Ordering::Acquire)) {
-                    wish.release();
-                }
+/// From now on requests keep the machine awake, by what they write to `device` (open, /dev/cpu_dma_latency or the like: 4
+/// bytes, microseconds); once a process.
+///
+/// # Errors
+/// As thread creation.
+pub fn start(device: OwnedFd) -> std::io::Result<()> {
+    let release = Builder::new().name("cowfs-awake".into()).spawn(|| {
+        loop {
+            park();
+            if let Some(wish) = WISH.get().filter(|wish| wish.held.load(Ordering::Acquire)) {
+                wish.release();
             }
-        })?;
-        let (asked, before, tick) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
-        let (held, release) = (AtomicBool::new(false), release.thread().clone());
-        WISH.get_or_init(|| Wish { device: self.0, asked, before, tick, held, release });
-        Ok(())
-    }
+        }
+    })?;
+    let (asked, before, tick) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
+    let (held, release) = (AtomicBool::new(false), release.thread().clone());
+    WISH.get_or_init(|| Wish { device, asked, before, tick, held, release });
+    Ok(())
 }
 
 /// A request has come.
@@ -120,6 +103,6 @@ impl Wish {
     /// Whether it could be said. If not, `held` stays, so that nobody tries, and complains, again.
     fn write(&self, wish: [u8; 4]) -> bool {
         let written = rustix::io::write(&self.device, &wish);
-        written.inspect_err(|error| log::warn!("awake: {DEVICE}: {error}: left as it is from now on")).is_ok()
+        written.inspect_err(|error| log::warn!("awake: {error}: left as it is from now on")).is_ok()
     }
 }
