@@ -21,5 +21,6 @@ mod sandbox;
 mod signals;
 pub mod start;
 mod stdio;
+mod table;
 mod unmapped;
 mod watch;
