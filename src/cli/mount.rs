@@ -484,7 +484,7 @@ mod tests {
             (&["A", "/m", "-osquash_to_uid=-1"], "option 'squash_to_uid=-1': the value must be UID"),
             (&["A", "/m", "-osquash_to_gid=4294967295"], "the value must be GID"),
             (&["A", "/m", "-othreaded=2"], "the value must be 0|1"),
-            (&["A", "/m", "-oxattr_permissions=2"], "not supported yet"),
+            (&["A", "/m", "-oxattr_permissions=2"], "are not supported; leave force_mask"),
             (&["A", "/m", "-oumask=022"], "option 'umask=022': owners and modes"),
             (&["A", "/m", "-ofd=3"], "option 'fd=3': give /dev/fd/N as the mountpoint"),
             (&["-oremount,ro"], "no mountpoint given: mount -o remount"),

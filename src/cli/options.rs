@@ -224,7 +224,12 @@ const KNOWN: &[(&str, Effect)] = &[
     ("squash_to_gid", Value("GID, a number", |t, v| v.set(&mut t.request.owners.groups.squash, id))),
     ("static_nlink", Switch(|t| t.request.static_nlink = true)),
     ("threaded", Value("0|1", |t, v| v.read(zero_one).map(|on| t.unthreaded = !on))),
-    ("xattr_permissions", Value("0", |_, v| v.only(b"0", "owners and modes in an xattr are not supported yet"))),
+    (
+        "xattr_permissions",
+        Value("0", |_, v| {
+            v.only(b"0", "owners and modes kept in attributes are not supported; leave force_mask out of storage.conf")
+        }),
+    ),
     ("noxattrs", Value("0", |_, v| v.only(b"0", "extended attributes cannot be switched off"))),
     ("nfs_export", Value("off", |_, v| v.only(b"off", "export over NFS is not supported yet"))),
     ("verity", Value("off", |_, v| v.only(b"off", "fs-verity digests are not supported"))),
