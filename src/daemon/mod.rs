@@ -14,6 +14,7 @@ mod mount;
 mod mountpoint;
 mod namespace;
 mod overlap;
+mod owners_aside;
 pub mod remount;
 pub mod request;
 mod resolve;

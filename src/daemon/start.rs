@@ -23,7 +23,7 @@ use crate::daemon::resolve::{self, Checked, Resolved, describe};
 use crate::daemon::sandbox::Sandbox;
 use crate::daemon::stdio::Null;
 use crate::daemon::table::MountTable;
-use crate::daemon::{limits, lock, namespace, signals, unmapped, watch};
+use crate::daemon::{limits, lock, namespace, owners_aside, signals, unmapped, watch};
 use crate::fuse::session::{Audience, Connection, connect};
 use crate::fuse::{Adapter, Settings};
 use crate::sys::process;
@@ -122,6 +122,9 @@ fn plan(request: &MountRequest) -> Checked<Plan> {
             .into());
     }
     let mut resolved = resolve::resolve(request)?;
+    if request.container {
+        owners_aside::refuse(&resolved)?;
+    }
     unmapped::look_below_id_maps(&mut resolved, &request.owners);
     let means = Means::find(request)?;
     let mountpoint = mountpoint::resolve(&request.mountpoint, |path| means.clear(path))?;

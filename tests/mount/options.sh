@@ -66,6 +66,19 @@ rm -rf upper work && mkdir upper work
 check "fuse-overlayfs's whole list" union -o "lowerdir=lower,upperdir=upper,workdir=work,uidmapping=0:0:65536,gidmapping=0:0:65536,timeout=3600,threaded=1,fsync=1,fast_ino=1,writeback=1,noxattrs=0,xattr_permissions=0,static_nlink,noacl,xino=auto,context=\"system_u:object_r:container_file_t:s0:c1,c2\"," ufs
 equal "serves" "$(cat ufs/log && echo x >ufs/x && cat upper/x)" $'lower\nx'
 check "unmounts" unmount ufs
+
+# Layers whose owners are not those of the files, as podman's force_mask makes them: not shown with the files' own.
+rm -rf upper work && mkdir upper work
+for key in user.containers.override_stat user.fuseoverlayfs.override_stat security.fuseoverlayfs.override_stat; do
+	mkdir -p aside
+	setfattr -n $key -v 0:0:0755 aside
+	refuse "a layer with $key" "branch \"aside\" keeps owners and modes in the attribute \"$key\".*make the layer anew" \
+		timeout 10 "$COWFS" -o "lowerdir=lower:aside,upperdir=upper,workdir=work" ufs
+	refuse "an upper with $key" "branch \"aside\" keeps owners" timeout 10 "$COWFS" -o "lowerdir=lower,upperdir=aside,workdir=work" ufs
+	check "a plain branch with it is what it is" union aside=RO:upper=RW ufs
+	check "unmounts" unmount ufs
+	rm -rf aside upper && mkdir upper
+done
 check "no daemon is left" no_daemon_left
 equal "the lower is as it was" "$(cat lower/five lower/log)" $'five\nlower'
 finish
