@@ -20,6 +20,7 @@ auto_unmount              unmount when the daemon ends, however it ends
 watch                     see an administrator's changes of RO branches at once
 timeout=S                 how long the kernel trusts names and attributes
 coherent  volatile        old maps see copies; fsync does nothing (risky)
+awake                     keep idle processors from sleeping: faster; power
 whiteout=FORMAT           marks: overlay, oci, unionfs, unionfs-fuse
 redirect=off metacopy=off no marks but whiteouts: copy instead
 uidmapping= gidmapping= squash_to_root squash_to_uid= static_nlink noacl
