@@ -6,6 +6,8 @@
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::process::ExitCode;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
@@ -47,7 +49,7 @@ fn remount(request: &RemountRequest) -> Checked<()> {
              noatime, nodiratime or neither"
         );
     }
-    mount_remount(format!("/proc/self/fd/{}", root.as_raw_fd()), flags_of(request.flags), "").map_err(|errno| {
+    change(&root, flags_of(request.flags)).map_err(|errno| {
         let advice = match errno {
             Errno::BUSY => " (a file is open for writing, or open and deleted: see fuser -vm)",
             Errno::PERM => " (root may, and in a user namespace only what was mounted there)",
@@ -55,6 +57,21 @@ fn remount(request: &RemountRequest) -> Checked<()> {
         };
         format!("cannot remount {path:?}: {}{advice}", describe(errno))
     })
+}
+
+/// For how long a union that is busy is tried again.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// Changes the flags. The kernel lets go of a closed file of a FUSE mount only when the daemon has been told, a moment after
+/// close(2): on other filesystems it would be free by now.
+fn change(root: &OwnedFd, flags: Flags) -> Result<(), Errno> {
+    let start = Instant::now();
+    loop {
+        match mount_remount(format!("/proc/self/fd/{}", root.as_raw_fd()), flags, "") {
+            Err(Errno::BUSY) if start.elapsed() < PATIENCE => sleep(Duration::from_millis(20)),
+            result => return result,
+        }
+    }
 }
 
 /// How a union is mounted, where a remount cannot change it.
