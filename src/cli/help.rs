@@ -32,6 +32,7 @@ Who may enter, and how the mount looks
 Speed and safety
   volatile              no fsync: faster, not safe against a power loss
   threads=N             threads that serve (2 to 4, by cores)
+  awake                 idle processors stay awake while requests come in
   entry_timeout=S attr_timeout=S negative_timeout=S   kernel's cache, seconds
   direct_io             by-pass the kernel's page cache
   noacl                 ignore POSIX ACLs

@@ -350,7 +350,7 @@ mod tests {
     #[test]
     fn each_option_with_an_effect() {
         type Change = fn(&mut MountRequest);
-        let rows: [(&str, Change); 47] = [
+        let rows: [(&str, Change); 48] = [
             ("allow_other", |r| r.allow_other = true),
             ("allow_root", |r| r.allow_root = true),
             ("auto_unmount", |r| r.auto_unmount = true),
@@ -369,6 +369,7 @@ mod tests {
             ("direct_io", |r| r.direct_io = true),
             ("coherent", |r| r.coherent = true),
             ("watch", |r| r.watch = true),
+            ("awake", |r| r.awake = true),
             ("passthrough=off", |r| r.no_passthrough = true),
             ("debug", |r| r.debug = true),
             ("debug_file=/var/log/x", |r| r.debug_file = Some("/var/log/x".into())),

@@ -90,6 +90,7 @@ const KNOWN: &[(&str, Effect)] = &[
     ("volatile", Switch(|t| t.request.engine.volatile = true)),
     ("coherent", Switch(|t| t.request.coherent = true)),
     ("watch", Switch(|t| t.request.watch = true)),
+    ("awake", Switch(|t| t.request.awake = true)),
     ("passthrough", Value("auto|off", |t, v| v.read(is_off).map(|off| t.request.no_passthrough = off))),
     ("threads", Value("NUMBER", |t, v| v.set(&mut t.request.threads, threads))),
     ("lock_wait", Value("SECONDS", |t, v| v.set(&mut t.request.lock_wait, bounded_seconds))),

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use rustix::fs::Mode;
+use rustix::fs::{Mode, OFlags};
 
 use crate::daemon::clone::clone_all;
 use crate::daemon::launch::{Ready, in_background};
@@ -23,6 +23,7 @@ use crate::daemon::resolve::{self, Checked, Resolved, describe};
 use crate::daemon::sandbox::Sandbox;
 use crate::daemon::stdio::Null;
 use crate::daemon::{limits, lock, namespace, signals, unmapped, watch};
+use crate::fuse::awake;
 use crate::fuse::session::{Audience, Connection, connect};
 use crate::fuse::{Adapter, Settings};
 use crate::sys::process;
@@ -70,6 +71,7 @@ struct Equipment {
     sandbox: Sandbox,
     null: Null,
     log: Later,
+    awake: Option<OwnedFd>,
 }
 
 /// What to make a union of, checked.
@@ -89,6 +91,7 @@ fn serve(request: &MountRequest, ready: Ready) -> Checked<()> {
         sandbox: Sandbox::prepare(resolved.chroot.take()),
         null: Null::open(),
         log: logger::prepare(request.debug_file.as_deref(), request.foreground)?,
+        awake: if request.awake { Some(open_awake()?) } else { None },
     };
     // Held to the end of this function, which is the end of the process.
     let _locks = lock::lock_all(&resolved, request.lock_wait)?;
@@ -110,6 +113,15 @@ fn serve(request: &MountRequest, ready: Ready) -> Checked<()> {
     })?;
     // It closes the engine too.
     connection.run(spare, request.watchdog).map_err(|error| format!("the connection to the kernel failed: {error}"))
+}
+
+/// Where the wish for processors that wake at once is written. Opening it asks for nothing yet.
+fn open_awake() -> Checked<OwnedFd> {
+    const DEVICE: &str = "/dev/cpu_dma_latency";
+    rustix::fs::open(DEVICE, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).map_err(|errno| {
+        let reason = describe(errno);
+        format!("option 'awake': {DEVICE}: {reason}: only root may keep processors from sleeping; leave the option out")
+    })
 }
 
 /// Opens what the request names and checks how it goes together. Changes nothing.
@@ -212,6 +224,9 @@ fn settle(
     equipment.sandbox.enter()?;
     let taken = Arc::clone(mount);
     caught.watch(move || taken.lock().detach()).map_err(|error| format!("cannot start a thread: {error}"))?;
+    if let Some(device) = equipment.awake {
+        awake::start(device).map_err(|error| format!("cannot start a thread: {error}"))?;
+    }
     if rustix::process::getpid().is_init() {
         process::ignore_children();
     }
