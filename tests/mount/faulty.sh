@@ -61,7 +61,7 @@ for format in $formats; do
 	mkdir -p ending && mount -o loop .test/whole.img ending && cp keep/torn ending/whole && sync && cp keep/torn ending/torn && chmod 666 ending/*
 	umount ending && cp --sparse=always .test/whole.img .test/ending.img && mount -o loop,ro .test/ending.img ending
 	# The disk will end behind the first 1.2 MB of the file, the last on it.
-	read -r whole torn < <(echo $(for place in "whole 0" "torn 300"; do debugfs -R "bmap $place" .test/ending.img 2>/dev/null; done))
+	read -r whole start torn < <(echo $(for place in "whole 0" "torn 0" "torn 300"; do debugfs -R "bmap $place" .test/ending.img 2>/dev/null; done))
 	check "$format: the file is the last on its disk" test "$torn" -gt "$((whole + 1000))"
 	mkdir "upper-e-$format"
 	check "$format: mounts" union -o "cow,whiteout=$format" "ending=RO:upper-e-$format=RW" ufs
@@ -71,6 +71,17 @@ for format in $formats; do
 	refuse "$format: so does truncate(2)" 'Input/output error' timeout 20 truncate -s 2900000 ufs/torn
 	equal "$format: nothing of it is in the upper" "$(find "upper-e-$format" -name torn -o -type f -size +8k)" ""
 	equal "$format: what can be read is" "$(head -c 1000000 ufs/torn | sum)" "$(head -c 1000000 keep/torn | sum)"
+	truncate -s $((start * 4096)) .test/ending.img
+	echo 3 >/proc/sys/vm/drop_caches
+	for top in ending ufs; do
+		/usr/bin/python3 -c 'import os, sys
+fd = os.open(sys.argv[1], os.O_RDONLY)
+try:
+    os.pread(fd, 100, 0)
+except OSError as error:
+    print(os.fstat(fd).st_size, error.strerror)' $top/torn
+	done >"read.$format" 2>&1
+	equal "$format: a file that cannot be read can be opened, as on the disk" "$(cat "read.$format")" $'3000000 Input/output error\n3000000 Input/output error'
 	check "$format: cut to nothing it needs none of them, and can be deleted" sh -c ': >ufs/torn && rm ufs/torn'
 	check "$format: unmounts" unmount ufs
 	no_daemon_left
