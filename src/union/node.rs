@@ -6,7 +6,7 @@
 //! 2. `children` of directories: shared to look names up, exclusive to change which there are. Two of them: the
 //!    ancestor first, else by `NodeId`, under the engine's `crossing` lock;
 //! 3. `body`, shared while the real object is used by name, exclusive while its place changes; a child's before its
-//!    parent's, two siblings' by `NodeId`. Held over short system calls only.
+//!    parent's, so a file's before a directory's, else by `NodeId`. Held over short system calls only.
 //!
 //! The table's own locks come before `body` and are never held over a system call.
 
@@ -239,6 +239,10 @@ impl Node {
             }
         }
         let mut body = self.body.write();
+        if self.left_behind.load(Ordering::Acquire) {
+            // Since the look-up: only its descriptor leads to it.
+            return;
+        }
         if self.is_dir() {
             if body.layers_differ(&seen.layers) {
                 body.layers = seen.layers.iter().map(|dir| body.known_layer(dir)).collect();

@@ -97,9 +97,18 @@ impl Table {
                     }
                 }
             }
-            id = NodeId(ALIAS | self.next.fetch_add(1, Ordering::Relaxed));
-            self.aliases.insert(seen.identity, id);
+            id = self.alias(&seen, Some(id));
         }
+    }
+
+    /// The alias of what was seen, another one than `tried`. Who sees it at the same time gets the same.
+    fn alias(&self, seen: &Seen, tried: Option<NodeId>) -> NodeId {
+        let fresh = || NodeId(ALIAS | self.next.fetch_add(1, Ordering::Relaxed));
+        let mut alias = self.aliases.entry(seen.identity).or_insert_with(fresh);
+        if Some(*alias) == tried {
+            *alias = fresh();
+        }
+        *alias
     }
 
     fn id_of(&self, seen: &Seen) -> NodeId {
@@ -111,9 +120,7 @@ impl Table {
         if seen.ino.0 > NodeId::ROOT.0 && seen.ino.0 & ALIAS == 0 {
             return NodeId(seen.ino.0);
         }
-        let id = NodeId(ALIAS | self.next.fetch_add(1, Ordering::Relaxed));
-        self.aliases.insert(seen.identity, id);
-        id
+        self.alias(seen, None)
     }
 
     /// From now on `shown` finds nodes.
@@ -169,9 +176,15 @@ impl Table {
     /// Lets go of nodes that were in use when they were forgotten, and of the room that so many needed.
     pub fn sweep(&self) {
         self.nodes.retain(|&id, node| id == NodeId::ROOT || !unused(node));
-        self.aliases.retain(|_, id| self.nodes.contains_key(id));
-        self.dirs.retain(|_, id| self.nodes.contains_key(id));
+        self.aliases.retain(|_, id| !self.surely_lacks(*id));
+        self.dirs.retain(|_, id| !self.surely_lacks(*id));
         self.nodes.shrink_to_fit();
+    }
+
+    /// Whether there is no node `id`, without waiting for it: for who has one of the other maps locked. Those are asked while
+    /// a node's `body` is locked, and a `body` while `nodes` is.
+    fn surely_lacks(&self, id: NodeId) -> bool {
+        self.nodes.try_get(&id).is_absent()
     }
 
     /// Gives a reference back; the node goes if it was the last, and its parents after it.
@@ -185,7 +198,7 @@ impl Table {
             }
             let Some((_, node)) = self.nodes.remove_if(&id, |_, node| unused(node)) else { continue };
             // Unless somebody has entered it anew meanwhile.
-            let gone = |known: &NodeId| *known == id && !self.nodes.contains_key(&id);
+            let gone = |known: &NodeId| *known == id && self.surely_lacks(id);
             self.aliases.remove_if(&identity, |_, alias| gone(alias));
             if self.follows.load(Ordering::Acquire) {
                 for dir in &node.body.read().layers {
@@ -200,4 +213,70 @@ impl Table {
 /// Whether only the table has it. The shard is locked when this is asked, so nobody can get it from there meanwhile.
 fn unused(node: &Arc<Node>) -> bool {
     node.lookups.load(Ordering::Acquire) == 0 && Arc::strong_count(node) == 1
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+    use std::sync::mpsc::channel;
+    use std::time::Duration;
+
+    use rustix::fs::FileType;
+
+    use super::*;
+    use crate::union::name::Name;
+    use crate::union::stack::Layers;
+    use crate::union::types::{BranchId, Generation};
+
+    fn seen(ino: u64, identity: (u64, u64)) -> Seen {
+        let (generation, branch, layers) = (Generation(1), BranchId(0), Layers::new());
+        Seen { ino: Ino(ino), generation, kind: FileType::RegularFile, identity, branch, layers, lost: None }
+    }
+
+    fn table() -> Table {
+        Table::new(Arc::new(Node::new(NodeId::ROOT, seen(1, (1, 1)), None, None)))
+    }
+
+    fn link(table: &Table) -> Link {
+        Link { parent: table.root().clone(), name: Name::new("n").unwrap(), branch: BranchId(0) }
+    }
+
+    /// The number is another object's: two who see this one at once must not know it by two names.
+    #[test]
+    fn two_who_see_an_object_at_once_get_one_node() {
+        for _ in 0..500 {
+            let table = table();
+            table.enter(seen(7, (1, 7)), None, link(&table));
+            let (start, enter) = (Barrier::new(2), || table.enter(seen(7, (2, 7)), None, link(&table)).id);
+            let both = std::thread::scope(|threads| {
+                let both = [0, 1].map(|_| {
+                    threads.spawn(|| {
+                        start.wait();
+                        enter()
+                    })
+                });
+                both.map(|one| one.join().unwrap())
+            });
+            assert_eq!(both, [enter(), enter()]);
+        }
+    }
+
+    /// A copy-up asks for aliases while it has the node's body, for which a look-up waits with a part of the nodes locked.
+    #[test]
+    fn sweeping_does_not_wait_for_a_node_that_is_copied_up() {
+        let table = table();
+        let node = table.enter(seen(7, (1, 7)), None, link(&table));
+        table.adopt((2, 7), node.id);
+        let (asked, answered) = channel();
+        std::thread::scope(|threads| {
+            let body = node.body.write();
+            threads.spawn(|| table.enter(seen(7, (1, 7)), None, link(&table)));
+            while table.nodes.try_get(&node.id).is_present() {
+                std::thread::yield_now();
+            }
+            threads.spawn(|| asked.send(table.surely_lacks(node.id)).unwrap());
+            assert_eq!(answered.recv_timeout(Duration::from_secs(1)), Ok(false));
+            drop(body);
+        });
+    }
 }

@@ -1,10 +1,11 @@
 //! A directory of a branch: where it lies there, and a descriptor for it while it is in use.
 //!
 //! The tree of `RealDir`s is the branch's own tree. A union directory that was renamed still refers to the same real
-//! directories of the lower branches; in the upper, the `RealDir` itself moves (`moved`), and everything below with it.
+//! directories of the lower branches; in the upper, the `RealDir` itself moves (`moving`), and everything below with it.
 //!
 //! Invariant: a descriptor handed out is the directory that was seen at the look-up: reopening after eviction compares
-//! device and inode number and answers `ESTALE` otherwise.
+//! device and inode number and answers `ESTALE` otherwise. It is opened where it is: who moves it and who opens it by its
+//! name wait for each other.
 //!
 //! Not here: who is evicted (`fds`), what a directory means in the union (`node`).
 
@@ -117,25 +118,35 @@ impl RealDir {
     /// # Errors
     /// `ESTALE` if something else has taken its place, `ENOENT` if it was never real; those of openat(2).
     pub fn fd(self: &Arc<Self>) -> Result<Arc<OwnedFd>> {
+        loop {
+            if let Some(fd) = self.reach()? {
+                return Ok(fd);
+            }
+        }
+    }
+
+    /// As `fd`; `None` if a directory on the way has moved to another one meanwhile.
+    fn reach(self: &Arc<Self>) -> Result<Option<Arc<OwnedFd>>> {
         if let Some(fd) = self.held() {
-            return Ok(fd);
+            return Ok(Some(fd));
         }
         // Up to the first that is open and down again; in a loop, since a chain of directories can be longer than a
         // thread's stack.
         let mut closed = vec![self.clone()];
-        let mut fd = loop {
+        let (mut parent, mut fd) = loop {
             let Some(parent) = closed.last().and_then(|dir| dir.place()).map(|(parent, _)| parent) else {
                 return Err(Errno::STALE);
             };
             if let Some(fd) = parent.held() {
-                break fd;
+                break (parent, fd);
             }
             closed.push(parent);
         };
-        for dir in closed.iter().rev() {
-            fd = dir.open(&fd)?;
+        while let Some(dir) = closed.pop() {
+            let Some(opened) = dir.open(&parent, &fd)? else { return Ok(None) };
+            (parent, fd) = (dir, opened);
         }
-        Ok(fd)
+        Ok(Some(fd))
     }
 
     /// Its descriptor, if it has one now.
@@ -148,26 +159,30 @@ impl RealDir {
         Some(fd)
     }
 
-    /// Opens it below its parent's descriptor, and keeps it.
-    fn open(self: &Arc<Self>, parent: &OwnedFd) -> Result<Arc<OwnedFd>> {
+    /// Opens it below `at`, the descriptor of `parent`, and keeps it; `None` if it is somewhere else by now.
+    fn open(self: &Arc<Self>, parent: &Arc<Self>, at: &OwnedFd) -> Result<Option<Arc<OwnedFd>>> {
         if self.presence == Presence::MarksOnly {
             return Err(Errno::NOENT);
         }
-        let (_, name) = self.place().ok_or(Errno::STALE)?;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = rustix::fs::openat(parent, name.as_c_str(), flags, Mode::empty())?;
+        let fd = match &*self.place.read() {
+            Some((now, name)) if Arc::ptr_eq(now, parent) => {
+                rustix::fs::openat(at, name.as_c_str(), flags, Mode::empty())?
+            }
+            _ => return Ok(None),
+        };
         if stat(fd.as_fd(), c"", AtFlags::EMPTY_PATH)?.identity() != self.identity {
             return Err(Errno::STALE);
         }
         let opened = {
             let mut slot = self.fd.lock();
             if let Some(fd) = &*slot {
-                return Ok(fd.clone());
+                return Ok(Some(fd.clone()));
             }
             slot.insert(Arc::new(fd)).clone()
         };
         self.fds.opened(Arc::downgrade(self));
-        Ok(opened)
+        Ok(Some(opened))
     }
 
     /// Gives the descriptor back unless it was asked for since the last call; returns whether it is still held.
@@ -189,9 +204,15 @@ impl RealDir {
         Ok(())
     }
 
-    /// It was renamed: `name` in `parent` from now on.
-    pub fn moved(&self, parent: Arc<RealDir>, name: Name) {
-        *self.place.write() = Some((parent, name));
+    /// Renames it by `act`: it is `name` in `parent` from then on. Nobody sees it in between.
+    ///
+    /// # Errors
+    /// Those of `act`; it has not moved then.
+    pub fn moving(&self, parent: Arc<RealDir>, name: Name, act: impl FnOnce() -> Result<()>) -> Result<()> {
+        let mut place = self.place.write();
+        act()?;
+        *place = Some((parent, name));
+        Ok(())
     }
 
     /// Parent and name in the branch; `None` for the branch's root.
@@ -273,5 +294,44 @@ impl Drop for RealDir {
         while let Some((parent, _)) = place {
             place = Arc::into_inner(parent).and_then(|mut parent| parent.place.get_mut().take());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_directory_is_opened_where_it_is_while_it_moves() {
+        let area = tempfile::tempdir().unwrap();
+        for dir in ["a", "a/d", "b"] {
+            std::fs::create_dir(area.path().join(dir)).unwrap();
+        }
+        let fds = Arc::new(DirFds::with_capacity(16));
+        let fd = OwnedFd::from(std::fs::File::open(area.path()).unwrap());
+        let root = RealDir::root(BranchId(0), Arc::new(fd), fds, false).unwrap();
+        let child = |dir: &Arc<RealDir>, name: &str| {
+            let name = Name::new(name).unwrap();
+            let stat = dir.find(&name).unwrap().unwrap();
+            dir.child(&name, &stat, Presence::Real, false)
+        };
+        let (a, b) = (child(&root, "a"), child(&root, "b"));
+        let d = child(&a, "d");
+        let (opened, seen) = channel();
+        std::thread::scope(|threads| {
+            let renamed = d.moving(b.clone(), Name::new("e").unwrap(), || {
+                std::fs::rename(area.path().join("a/d"), area.path().join("b/e")).unwrap();
+                threads.spawn(|| opened.send(d.fd().map(drop)).unwrap());
+                assert!(seen.recv_timeout(Duration::from_millis(50)).is_err(), "opened by a name that it has not");
+                Ok(())
+            });
+            assert_eq!(renamed, Ok(()));
+            assert_eq!(seen.recv().unwrap(), Ok(()));
+        });
+        // On its way down it would be looked for in the wrong directory.
+        assert!(d.open(&a, &a.fd().unwrap()).unwrap().is_none());
     }
 }

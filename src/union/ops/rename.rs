@@ -250,8 +250,8 @@ impl Union {
             lost.layers.retain(|layer| self.stack.is_upper(layer.branch));
             step.upper.writer.clear(&step.to.0, new.name)?;
         }
-        step.act()?;
-        relink(&mut body, old, new, &step.to.0);
+        step.act(body.layers.first())?;
+        relink(&mut body, old, new);
         if let Some(lost) = &mut lost {
             lose_name(lost, new.parent, new.name, held);
             if !victim_in_upper && entry.is_none() {
@@ -333,9 +333,11 @@ impl Union {
         there(other, &to, &from, (new, old))?;
         let (mut body, other_body) = write_both(node, Some(other));
         let mut other_body = other_body.ok_or(Errno::STALE)?;
-        change::rename(from.fd()?, old.name, to.fd()?, new.name, RenameFlags::EXCHANGE)?;
-        relink(&mut body, old, new, &to);
-        relink(&mut other_body, new, old, &from);
+        let (from_fd, to_fd) = (from.fd()?, to.fd()?);
+        let swap = || change::rename(&from_fd, old.name, &to_fd, new.name, RenameFlags::EXCHANGE);
+        moving(body.layers.first(), (&to, new.name), || moving(other_body.layers.first(), (&from, old.name), swap))?;
+        relink(&mut body, old, new);
+        relink(&mut other_body, new, old);
         for (dir, name, arrived) in [(&to, new.name, node), (&from, old.name, other)] {
             if arrived.is_dir() {
                 upper.writer.sealed_in_place(dir, name);
@@ -348,17 +350,17 @@ impl Union {
 }
 
 impl Move<'_> {
-    /// The steps on the disk.
-    fn act(&self) -> Result<()> {
+    /// The steps on the disk; `dir` is what moves, if that is a directory.
+    fn act(&self, dir: Option<&Arc<RealDir>>) -> Result<()> {
         let writer = &self.upper.writer;
         let (from, to) = (&self.from.0, &self.to.0);
         if writer.in_place() {
-            return self.act_in_place();
+            return self.act_in_place(dir);
         }
         if self.hide_old {
             writer.hide(&self.upper.stage, from, self.from.1, self.node.is_dir())?;
         }
-        change::rename(from.fd()?, self.from.1, to.fd()?, self.to.1, RenameFlags::empty())?;
+        self.rename(dir, RenameFlags::empty())?;
         if !self.node.is_dir() {
             writer.uncover(to, self.to.1);
         } else {
@@ -368,20 +370,36 @@ impl Move<'_> {
     }
 
     /// Whiteouts take names' places: one rename moves the object and leaves or takes away a whiteout.
-    fn act_in_place(&self) -> Result<()> {
-        let (from, to) = (&self.from.0, &self.to.0);
+    fn act_in_place(&self, dir: Option<&Arc<RealDir>>) -> Result<()> {
         if self.node.is_dir() && matches!(self.at_new, InUpper::Whiteout) {
             // A directory cannot be renamed onto a device, so they change places; the whiteout is then where it is
             // needed, or in the way.
-            change::rename(from.fd()?, self.from.1, to.fd()?, self.to.1, RenameFlags::EXCHANGE)?;
+            self.rename(dir, RenameFlags::EXCHANGE)?;
             if !self.hide_old {
-                let gone = change::unlink(from.fd()?, self.from.1);
+                let gone = self.from.0.fd().and_then(|from| change::unlink(from, self.from.1));
                 crate::union::error::best_effort("remove a whiteout", gone);
             }
             return Ok(());
         }
         let flags = if self.hide_old { RenameFlags::WHITEOUT } else { RenameFlags::empty() };
-        change::rename(from.fd()?, self.from.1, to.fd()?, self.to.1, flags)
+        self.rename(dir, flags)
+    }
+
+    fn rename(&self, dir: Option<&Arc<RealDir>>, flags: RenameFlags) -> Result<()> {
+        let (from, to) = (self.from.0.fd()?, self.to.0.fd()?);
+        moving(dir, (&self.to.0, self.to.1), || change::rename(&from, self.from.1, &to, self.to.1, flags))
+    }
+}
+
+/// Does `act`, which moves what `dir` stands for, if that is a directory, to the place given.
+fn moving(
+    dir: Option<&Arc<RealDir>>,
+    (parent, name): (&Arc<RealDir>, &Name),
+    act: impl FnOnce() -> Result<()>,
+) -> Result<()> {
+    match dir {
+        Some(dir) => dir.moving(parent.clone(), name.clone(), act),
+        None => act(),
     }
 }
 
@@ -422,13 +440,13 @@ fn lock_names<'a>(a: &'a Arc<Node>, b: &'a Arc<Node>) -> (RwLockWriteGuard<'a, (
     (first.children.write(), Some(second.children.write()))
 }
 
-/// Takes `body` of both nodes, the lower id first.
+/// Takes `body` of both nodes: a file's before a directory's, in which it may have a name too, else the lower id's first.
 fn write_both<'a>(
     node: &'a Arc<Node>,
     other: Option<&'a Arc<Node>>,
 ) -> (RwLockWriteGuard<'a, Body>, Option<RwLockWriteGuard<'a, Body>>) {
     match other {
-        Some(other) if other.id < node.id => {
+        Some(other) if (other.is_dir(), other.id) < (node.is_dir(), node.id) => {
             let other = other.body.write();
             (node.body.write(), Some(other))
         }
@@ -439,12 +457,39 @@ fn write_both<'a>(
     }
 }
 
-/// The node is known by its new name from now on, and so is its directory in the upper.
-fn relink(body: &mut Body, old: &End<'_>, new: &End<'_>, to: &Arc<RealDir>) {
+/// The node is known by its new name from now on.
+fn relink(body: &mut Body, old: &End<'_>, new: &End<'_>) {
     body.unlink(old.parent, old.name);
     let link = Link { parent: new.parent.clone(), name: new.name.clone(), branch: Stack::UPPER };
-    if let Some(dir) = body.layers.first() {
-        dir.moved(to.clone(), new.name.clone());
-    }
     body.remember(link);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::union::node::Seen;
+    use crate::union::types::{BranchId, Generation, Ino};
+    use rustix::fs::FileType;
+
+    /// Whoever uses a file asks the directory of one of its names, which may be the directory that changes places with it.
+    #[test]
+    fn a_file_is_locked_before_a_directory() {
+        let node = |id: u64, kind| {
+            let (ino, generation, branch, layers) = (Ino(id), Generation(1), BranchId(0), Layers::new());
+            let seen = Seen { ino, generation, kind, identity: (1, id), branch, layers, lost: None };
+            Arc::new(Node::new(NodeId(id), seen, None, None))
+        };
+        let (dir, file) = (node(2, FileType::Directory), node(3, FileType::RegularFile));
+        std::thread::scope(|threads| {
+            let used = file.body.read();
+            let swap = threads.spawn(|| drop(write_both(&dir, Some(&file))));
+            // Until it waits for the file.
+            while file.body.try_read().is_some() {
+                std::thread::yield_now();
+            }
+            assert!(dir.body.try_read().is_some());
+            drop(used);
+            swap.join().unwrap();
+        });
+    }
 }
