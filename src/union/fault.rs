@@ -16,7 +16,7 @@ pub enum Action {
     Fail(Errno),
     /// The process ends with status 99 before the step, as by SIGKILL: no destructor runs.
     Die,
-    /// The thread meets others here, twice: what they do in between happens just before the step.
+    /// The thread meets others here, twice: what they do in between happens just before the step. It may be a `look`, too.
     Meet(&'static Barrier),
 }
 
@@ -50,13 +50,8 @@ pub fn disarm() -> usize {
 /// # Errors
 /// What `arm` was told to let this step fail with.
 pub(crate) fn step(what: &'static str) -> Result<()> {
-    let Some(mut armed) = ARMED.get() else { return Ok(()) };
-    armed.seen += 1;
-    let now = armed.left == 0;
-    armed.left = armed.left.saturating_sub(1);
-    let action = if now { armed.action.take() } else { None };
-    ARMED.set(Some(armed));
-    match action {
+    let Some(armed) = ARMED.get() else { return Ok(()) };
+    match count(armed) {
         None => Ok(()),
         Some(Action::Fail(errno)) => {
             log::debug!("fault: {what} fails with {errno}");
@@ -69,4 +64,24 @@ pub(crate) fn step(what: &'static str) -> Result<()> {
         }
         Some(Action::Die) => crate::sys::process::exit_now(DIED),
     }
+}
+
+/// To be asked where a request goes on with what it has seen and no longer holds: a step for those who want to meet only.
+pub(crate) fn look() {
+    let Some(armed) = ARMED.get() else { return };
+    if matches!(armed.action, Some(Action::Meet(_)))
+        && let Some(Action::Meet(place)) = count(armed)
+    {
+        place.wait();
+        place.wait();
+    }
+}
+
+fn count(mut armed: Armed) -> Option<Action> {
+    armed.seen += 1;
+    let now = armed.left == 0;
+    armed.left = armed.left.saturating_sub(1);
+    let action = if now { armed.action.take() } else { None };
+    ARMED.set(Some(armed));
+    action
 }

@@ -172,6 +172,7 @@ impl Index {
     /// # Errors
     /// Those of statx(2), getxattr(2) and setxattr(2).
     pub fn settle(&self, keys: &Keys, entry: &Name) -> Result<()> {
+        let _counting = self.counting.lock();
         let at = self.at(entry);
         let Some(Record { name, count: Count::Names(names) }) = Record::read(keys, &at)? else { return Ok(()) };
         let extra = names.saturating_sub(at.stat()?.nlink.into());

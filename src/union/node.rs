@@ -426,6 +426,14 @@ impl Body {
         Lost { names: self.gone, touched }
     }
 
+    /// So many names were deleted, some perhaps before it was known.
+    pub fn has_lost(&mut self, lost: Lost) {
+        if lost.names > self.gone {
+            self.gone = lost.names;
+            self.touched = Some(lost.touched);
+        }
+    }
+
     /// Whether `name` in `parent` is one of its names.
     pub fn has_link(&self, parent: &Arc<Node>, name: &Name) -> bool {
         self.links.iter().any(|known| known.is(parent, name))
@@ -443,4 +451,34 @@ impl Body {
 
 fn same_layer(a: &RealDir, b: &RealDir) -> bool {
     a.branch == b.branch && a.presence == b.presence && a.identity() == b.identity()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::union::types::BranchId;
+
+    #[test]
+    fn what_is_left_behind_gets_no_name_back() {
+        let seen = || Seen {
+            ino: Ino(5),
+            generation: Generation(1),
+            kind: FileType::RegularFile,
+            identity: (1, 5),
+            branch: BranchId(0),
+            layers: Layers::new(),
+            lost: None,
+        };
+        let node = Arc::new(Node::new(NodeId(5), seen(), None, None));
+        let link = || Link { parent: node.clone(), name: Name::new("n").unwrap(), branch: BranchId(0) };
+        let held = Arc::new(OwnedFd::from(tempfile::tempfile().unwrap()));
+        node.body.write().held = Some(held);
+        node.left_behind.store(true, Ordering::Release);
+        node.seen_again(seen(), None, link());
+        assert!(node.link().is_none() && node.body.read().held.is_some());
+        node.left_behind.store(false, Ordering::Release);
+        node.seen_again(seen(), None, link());
+        assert!(node.link().is_some() && node.body.read().held.is_none());
+        node.body.write().links.clear();
+    }
 }

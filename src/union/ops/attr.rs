@@ -39,6 +39,8 @@ impl Union {
             }
             self.truncate(&node, handle, size, caller).during("truncate", id)?;
         }
+        // Who brings something into the directory unseen puts its times back.
+        let _names = node.is_dir().then(|| node.children.read());
         let of_nothing = *set == SetAttr::default() && is_chown_of_nothing(&node, caller)?;
         node.with(|at| {
             if set.uid.is_some() || set.gid.is_some() || of_nothing {

@@ -79,6 +79,8 @@ impl Union {
         let listing = match begun {
             Some(listing) => listing,
             None => {
+                // To the end: who changes names meanwhile could not take the listing back that is not kept yet.
+                let _shared = node.children.read();
                 let listing = self.readings.begin(self.listing(&node)?);
                 self.readings.keep(node.id, listing.clone());
                 listing
@@ -93,8 +95,8 @@ impl Union {
         Ok(())
     }
 
+    /// The caller holds `node.children`.
     fn listing(&self, node: &Arc<Node>) -> Result<Listing> {
-        let _shared = node.children.read();
         let layers = node.layers()?;
         node.pages.store(self.listing_stamp(&layers)?, Ordering::Release);
         let mut number = |dir: &Arc<_>, name: &[u8], ino| self.numbers.listed(&self.stack, dir, name, ino);

@@ -19,7 +19,7 @@ use crate::union::branch::{At, Stat};
 use crate::union::copyup::{data, meta};
 use crate::union::engine::Union;
 use crate::union::error::{During, Errno, Result, best_effort};
-use crate::union::fault::step;
+use crate::union::fault::{look, step};
 use crate::union::marks::overlay::Keys;
 use crate::union::name::Name;
 use crate::union::node::{Body, Data, Link, Node, Place};
@@ -51,6 +51,7 @@ impl Union {
                 log::error!("{name:?}: its data are elsewhere (metacopy), and no lower branch has them");
             })?)),
         };
+        look();
         let mut body = node.body.write();
         let same = match (&body.data, &before) {
             (Data::Unknown, None) => true,
@@ -119,6 +120,7 @@ impl Union {
         if matches!(node.body.read().data, Data::Own) {
             return Ok(());
         }
+        look();
         let _lift = node.lift.lock();
         let (at, target, place) = {
             let body = node.body.read();

@@ -24,6 +24,7 @@ use std::sync::Arc;
 use crate::union::branch::{At, Presence, RealDir, Stat};
 use crate::union::engine::Union;
 use crate::union::error::{Errno, Result, best_effort};
+use crate::union::fault::look;
 use crate::union::index::{Index, Record};
 use crate::union::marks::overlay;
 use crate::union::name::Name;
@@ -55,13 +56,14 @@ impl Union {
     /// The node for what was found under `name` in `parent`.
     fn enter(&self, parent: &Arc<Node>, name: &Name, found: Found) -> Result<(Arc<Node>, Attr)> {
         let mut stat = *found.stat();
-        let (seen, in_index) = match found {
-            Found::Dir(layers, stat) => (self.seen_dir(layers, &stat)?, None),
-            Found::Leaf(dir, _) => self.seen_leaf(&dir, name, &mut stat)?,
+        let node = match found {
+            Found::Dir(layers, stat) => {
+                let seen = self.seen_dir(layers, &stat)?;
+                let link = Link { parent: parent.clone(), name: name.clone(), branch: seen.branch };
+                self.table.enter(seen, None, link)
+            }
+            Found::Leaf(dir, _) => self.enter_leaf(parent, name, &dir, &mut stat)?,
         };
-        let branch = if in_index.is_some() { seen_branch_of_name(&seen) } else { seen.branch };
-        let link = Link { parent: parent.clone(), name: name.clone(), branch };
-        let node = self.table.enter(seen, in_index, link);
         if !node.is_dir() {
             // Found as a lower file that has been copied up under another of its names.
             let body = node.body.read();
@@ -71,6 +73,36 @@ impl Union {
         }
         let attr = self.attr(&node, &stat)?;
         Ok((node, attr))
+    }
+
+    /// The node for the file `name` in `parent`, found in `dir` with the attributes `stat`.
+    fn enter_leaf(&self, parent: &Arc<Node>, name: &Name, dir: &Arc<RealDir>, stat: &mut Stat) -> Result<Arc<Node>> {
+        let lower = *stat;
+        loop {
+            let (seen, in_index) = self.seen_leaf(dir, name, stat)?;
+            let branch = if in_index.is_some() { seen_branch_of_name(&seen) } else { seen.branch };
+            let link = Link { parent: parent.clone(), name: name.clone(), branch };
+            let settled = in_index.is_some();
+            look();
+            let node = self.table.enter(seen, in_index, link);
+            if settled || !self.is_outrun(&node, dir, name, &lower)? {
+                return Ok(node);
+            }
+            self.forget(node.id, 1);
+        }
+    }
+
+    /// Whether the lower file `name` in `dir` was copied up under another of its names, and forgotten, after it was looked for
+    /// in the index and before it had this node. Once it has, whoever copies it up finds it.
+    fn is_outrun(&self, node: &Arc<Node>, dir: &Arc<RealDir>, name: &Name, stat: &Stat) -> Result<bool> {
+        let Some((index, entry)) = self.index_entry(dir.branch, stat)? else { return Ok(false) };
+        if self.stack.is_upper(node.body.read().branch) {
+            return Ok(false);
+        }
+        if let Some(lost) = self.gone.as_ref().and_then(|gone| gone.of(&entry)) {
+            node.body.write().has_lost(lost);
+        }
+        Ok(index.find(&self.stack.upper()?.writer.keys, &entry, &dir.at(name)?)?.is_some())
     }
 
     fn seen_dir(&self, layers: crate::union::stack::Layers, stat: &Stat) -> Result<Seen> {

@@ -159,7 +159,11 @@ impl Union {
 
     /// Copies up a file under one of its names. Does nothing if that name is lost meanwhile.
     fn lift_leaf(&self, upper: &Upper, node: &Arc<Node>, link: &Link, wanted: Wanted) -> Result<()> {
-        let dir = self.raise_dir(&link.parent)?;
+        let dir = match self.raise_dir(&link.parent) {
+            // With the name, its directory may be gone by now.
+            Err(Errno::NOENT) if !node.body.read().has_link(&link.parent, &link.name) => return Ok(()),
+            done => done?,
+        };
         let from = link.parent.body.read().layer(link.branch).ok_or(Errno::STALE)?;
         let at = from.at(&link.name)?;
         let stat = match at.stat() {
