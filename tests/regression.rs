@@ -432,3 +432,26 @@ fn who_goes_on_with_a_listing_sees_what_was_changed() {
     drop(union);
     fs.unmount(true);
 }
+
+/// A file without a name was copied up and could not be entered in the index: a look-up of another of its lower names took
+/// that for the copy's, and nobody found anything there.
+#[test]
+fn a_copy_without_a_name_or_an_index_entry_leaves_the_other_names_alone() {
+    for at in 0.. {
+        let stack = Stack::new(Format::Overlay, &[empty(), lower().file("a", "data").link("a", "b")]);
+        let fs = engine(&stack);
+        let file = fs.open("a".as_ref(), OFlags::RDONLY, 0).unwrap();
+        fs.unlink("a".as_ref()).unwrap();
+        fault::arm(at, Action::Fail(Errno::OPNOTSUPP));
+        let done = fs.fchmod(file, 0o600);
+        let met = fault::disarm() > at;
+        if done.is_ok() {
+            fs.stat("b".as_ref()).unwrap();
+            assert_eq!(fs.fstat(file).unwrap().mode & 0o777, 0o600);
+        }
+        fs.close(file).unwrap();
+        if !met {
+            break;
+        }
+    }
+}

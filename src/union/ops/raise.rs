@@ -270,13 +270,15 @@ impl Union {
                 self.tidy("take a copy out of the index", index.withdraw(entry));
             }
         })?;
-        if entry.is_some() {
+        let by_index = entry.is_some();
+        if by_index {
             self.table.adopt(fresh.identity(), node.id);
         }
         self.settle_index(upper, &mut body, entry);
         body.held = Some(fd);
         body.gone = 0;
-        body.before = Some(body.identity);
+        // Lower names that cannot lead to the copy show another file from now on.
+        body.before = by_index.then_some(body.identity);
         body.branch = Stack::UPPER;
         body.identity = fresh.identity();
         body.data = Data::Own;
