@@ -66,7 +66,6 @@ fn operations() -> Vec<Op> {
         Op::Patch(p("h1"), 1, p("+")),
         Op::Rename(p("h1"), p("a"), 0),
         Op::Unlink(p("h1")),
-        Op::Stat(p("h1")),
         Op::Patch(p("d/h2"), 2, p("-")),
         Op::Rename(p("d/h2"), p("d/h3"), 0),
         Op::Unlink(p("d/h2")),
