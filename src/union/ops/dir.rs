@@ -81,6 +81,8 @@ impl Union {
         let listing = match begun {
             Some(listing) => listing,
             None => {
+                // Until it is kept: a listing from before a change must not come after one that was taken after it.
+                let _shared = node.children.read();
                 let listing = self.readings.begin(self.listing(&node)?);
                 self.readings.keep(node.id, listing.clone());
                 listing
@@ -95,8 +97,8 @@ impl Union {
         Ok(())
     }
 
+    /// To be called with the directory's `children` held.
     fn listing(&self, node: &Arc<Node>) -> Result<Listing> {
-        let _shared = node.children.read();
         let layers = node.layers()?;
         node.pages.store(self.listing_stamp(&layers)?, Ordering::Release);
         let mut number = |dir: &Arc<_>, name: &[u8], ino| self.numbers.listed(&self.stack, dir, name, ino);
