@@ -4,6 +4,7 @@ mod attached;
 mod auto_unmount;
 mod clone;
 mod fusermount;
+mod keeper;
 mod launch;
 mod limits;
 mod lineage;

@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use rustix::fs::Mode;
 
 use crate::daemon::clone::clone_all;
+use crate::daemon::keeper::Keeper;
 use crate::daemon::launch::{Ready, in_background};
 use crate::daemon::logger::{self, Later};
 use crate::daemon::means::{Means, Mount};
@@ -91,7 +92,8 @@ fn serve(request: &MountRequest, ready: Ready) -> Checked<()> {
         log: logger::prepare(request.debug_file.as_deref(), request.foreground)?,
     };
     // Held to the end of this function, which is the end of the process.
-    let _locks = lock::lock_all(&resolved, request.lock_wait)?;
+    let mut locks = lock::lock_all(&resolved, request.lock_wait)?;
+    let keeper = locks.file.take().map(Keeper::sign).transpose()?;
     let (device, mount) = means.mount(request, mountpoint)?;
     let mount = Arc::new(Mutex::new(mount));
 
@@ -101,6 +103,9 @@ fn serve(request: &MountRequest, ready: Ready) -> Checked<()> {
         let watched = settle(request, equipment, &mount, ready)?;
         if let Some(watch) = watch {
             watch.start(union, spare.notices()).map_err(|error| format!("cannot start a thread: {error}"))?;
+        }
+        if let Some(keeper) = keeper {
+            keeper.start().map_err(|error| format!("cannot start a thread: {error}"))?;
         }
         Ok((connection, spare, watched))
     });

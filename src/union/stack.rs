@@ -3,7 +3,7 @@
 //! Not here: what a name means (`resolve`).
 
 use std::collections::HashSet;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags};
@@ -71,16 +71,31 @@ impl Branch {
     }
 }
 
+/// FUSE: Gluster, sshfs, virtiofs and many more.
+const FUSE: u32 = 0x6573_5546;
+
 /// What to think of a filesystem of this type, by statfs(2)'s magic numbers.
 fn trust_in(magic: u32) -> Trust {
     match magic {
         // squashfs, erofs, iso9660, cramfs, romfs
         0x7371_7368 | 0xe0f5_e1e2 | 0x9660 | 0x28cd_3d45 | 0x7275 => Trust::Immutable,
-        // NFS, FUSE, SMB1, CIFS, SMB2, Ceph, 9p, AFS, Coda, Lustre
-        0x6969 | 0x6573_5546 | 0x517b | 0xff53_4d42 | 0xfe53_4d42 | 0x00c3_6400 | 0x0102_1997 | 0x5346_414f
-        | 0x7375_7245 | 0x0bd0_0bd0 => Trust::Remote,
+        // Served by a machine: NFS, SMB1, CIFS, SMB2, Ceph, 9p, AFS twice, Coda, Lustre, OrangeFS, GPFS, BeeGFS, NCP, vboxsf, HGFS
+        FUSE | 0x6969 | 0x517b | 0xff53_4d42 | 0xfe53_4d42 | 0x00c3_6400 | 0x0102_1997 | 0x5346_414f | 0x6b41_4653
+        | 0x7375_7245 | 0x0bd0_0bd0 | 0x2003_0528 | 0x4750_4653 | 0x1983_0326 | 0x564c | 0x786f_4256 | 0xbacb_acbc => {
+            Trust::Remote
+        }
+        // On a disk that several machines write to: GFS2, OCFS2
+        0x0116_1970 | 0x7461_636f => Trust::Remote,
         _ => Trust::Local,
     }
+}
+
+/// Whether other machines may change the filesystem that `on` lies on.
+///
+/// # Errors
+/// Those of fstatfs(2).
+pub fn is_remote(on: BorrowedFd<'_>) -> Result<bool> {
+    Ok(trust_in(rustix::fs::fstatfs(on)?.f_type as u32) == Trust::Remote)
 }
 
 /// What the upper needs to be written.
