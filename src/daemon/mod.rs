@@ -3,6 +3,7 @@
 mod attached;
 mod auto_unmount;
 mod clone;
+mod door;
 mod fusermount;
 mod keeper;
 mod launch;

@@ -23,7 +23,7 @@ use crate::daemon::request::MountRequest;
 use crate::daemon::resolve::{self, Checked, Resolved, describe};
 use crate::daemon::sandbox::Sandbox;
 use crate::daemon::stdio::Null;
-use crate::daemon::{limits, lock, namespace, signals, unmapped, watch};
+use crate::daemon::{door, limits, lock, namespace, signals, unmapped, watch};
 use crate::fuse::session::{Audience, Connection, connect};
 use crate::fuse::{Adapter, Settings};
 use crate::sys::process;
@@ -85,6 +85,7 @@ fn serve(request: &MountRequest, ready: Ready) -> Checked<()> {
     rustix::process::umask(Mode::empty());
     limits::set(request.max_files);
     let Plan { mut resolved, overlaps, means, mountpoint } = plan(request)?;
+    let doors = door::find_all(&resolved);
     clone_all(&mut resolved, &overlaps, &request.flags)?;
     let equipment = Equipment {
         sandbox: Sandbox::prepare(resolved.chroot.take()),
@@ -102,8 +103,9 @@ fn serve(request: &MountRequest, ready: Ready) -> Checked<()> {
         let (connection, spare) = open_connection(union.clone(), device, request)?;
         let watched = settle(request, equipment, &mount, ready)?;
         if let Some(watch) = watch {
-            watch.start(union, spare.notices()).map_err(|error| format!("cannot start a thread: {error}"))?;
+            watch.start(union.clone(), spare.notices()).map_err(|error| format!("cannot start a thread: {error}"))?;
         }
+        door::watch(doors, union).map_err(|error| format!("cannot start a thread: {error}"))?;
         if let Some(keeper) = keeper {
             keeper.start().map_err(|error| format!("cannot start a thread: {error}"))?;
         }

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags};
+use sha2::{Digest, Sha256};
 use smallvec::SmallVec;
 
 use crate::sys;
@@ -38,9 +39,10 @@ pub struct Branch {
     pub reader: Reader,
     /// Uuid of its filesystem, zeros if unknown.
     pub uuid: [u8; 16],
-    /// Tells its filesystem from others, over reboots where the filesystem can: f_fsid.
+    /// Tells its filesystem from others, over reboots where the filesystem can: f_fsid, or made of the branch's path where
+    /// there is none (FUSE, 9p).
     pub tag: u64,
-    /// Whether its filesystem has file handles.
+    /// Whether its filesystem has file handles that last: those of FUSE are places in its server's memory.
     pub handles: bool,
     /// Its mount is read-only.
     pub read_only: bool,
@@ -57,7 +59,7 @@ impl Branch {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let readable = Arc::new(rustix::fs::openat(&root, c".", flags, Mode::empty())?);
         let filesystem = rustix::fs::fstatvfs(&readable)?;
-        let (tag, flags) = (filesystem.f_fsid, filesystem.f_flag);
+        let (tag, flags) = (tag_of(filesystem.f_fsid, &label), filesystem.f_flag);
         let read_only = flags.contains(rustix::fs::StatVfsMountFlags::RDONLY);
         let uuid = sys::ioctl::filesystem_uuid(readable.as_fd());
         let xwhiteouts = match &reader.overlay {
@@ -65,10 +67,20 @@ impl Branch {
             None => None,
         };
         let root = RealDir::root(id, readable.clone(), fds, xwhiteouts.as_deref() == Some(b"x"))?;
-        let handles = root.itself()?.handle().is_ok();
-        let trust = trust_in(rustix::fs::fstatfs(&readable)?.f_type as u32);
+        let magic = rustix::fs::fstatfs(&readable)?.f_type as u32;
+        let handles = magic != FUSE && root.itself()?.handle().is_ok();
+        let trust = trust_in(magic);
         Ok(Self { id, label, root, readable, reader, uuid, tag, handles, read_only, trust })
     }
+}
+
+/// What tells a filesystem from others: two without an f_fsid must not be taken for one.
+fn tag_of(fsid: u64, label: &str) -> u64 {
+    if fsid != 0 {
+        return fsid;
+    }
+    let digest = Sha256::digest(label);
+    digest.iter().take(8).fold(0, |tag, byte| tag << 8 | u64::from(*byte))
 }
 
 /// FUSE: Gluster, sshfs, virtiofs and many more.
@@ -88,6 +100,14 @@ fn trust_in(magic: u32) -> Trust {
         0x0116_1970 | 0x7461_636f => Trust::Remote,
         _ => Trust::Local,
     }
+}
+
+/// Whether `on` lies on FUSE, of which the server can end while it is mounted.
+///
+/// # Errors
+/// Those of fstatfs(2).
+pub fn is_fuse(on: BorrowedFd<'_>) -> Result<bool> {
+    Ok(rustix::fs::fstatfs(on)?.f_type as u32 == FUSE)
 }
 
 /// Whether other machines may change the filesystem that `on` lies on.
@@ -178,5 +198,36 @@ impl Stack {
     pub fn child(&self, dir: &Arc<RealDir>, name: &Name, stat: &Stat, xwhiteouts: bool) -> Arc<RealDir> {
         let covered = !self.covered.is_empty() && self.covered.contains(&stat.identity());
         dir.child(name, stat, if covered { Presence::Covered } else { Presence::Real }, xwhiteouts)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn filesystems_are_known_by_their_numbers() {
+        for (magic, trust) in [
+            (0x6969, Trust::Remote),
+            (FUSE, Trust::Remote),
+            (0xfe53_4d42, Trust::Remote),
+            (0x00c3_6400, Trust::Remote),
+            (0x0116_1970, Trust::Remote),
+            (0x7461_636f, Trust::Remote),
+            (0x7371_7368, Trust::Immutable),
+            (0xef53, Trust::Local),
+            (0x0102_1994, Trust::Local),
+        ] {
+            assert_eq!(trust_in(magic), trust, "{magic:x}");
+        }
+    }
+
+    #[test]
+    fn filesystems_without_an_id_are_told_apart_by_their_paths() {
+        assert_eq!(tag_of(7, "/a"), 7);
+        assert_ne!(tag_of(0, "/a"), 0);
+        assert_ne!(tag_of(0, "/a"), tag_of(0, "/b"));
+        // On disk: another value would be another filesystem.
+        assert_eq!(tag_of(0, "/precise"), tag_of(0, "/precise"));
     }
 }
