@@ -10,7 +10,7 @@ use std::os::fd::OwnedFd;
 use std::thread::sleep;
 use std::time::Duration;
 
-use rustix::fs::FlockOperation;
+use rustix::fs::{Advice, FlockOperation};
 use rustix::io::Errno;
 
 use crate::daemon::resolve::{Checked, describe};
@@ -19,6 +19,10 @@ use crate::union::fault::freeze;
 
 /// How long between two questions: a server that fails and comes back takes longer.
 const PERIOD: Duration = Duration::from_secs(1);
+
+/// How long a network filesystem may believe what it has read of a file before: longer than Gluster's clients, which do not
+/// know that they should ask again.
+const MEMORY: Duration = Duration::from_secs(2);
 
 /// What the lock is known to be.
 #[derive(Debug, PartialEq, Eq)]
@@ -37,6 +41,7 @@ pub(crate) struct Keeper {
     /// What this process has written into the file; another one would have written something else.
     token: [u8; 8],
     doubt: bool,
+    memory: Duration,
 }
 
 impl Keeper {
@@ -49,7 +54,7 @@ impl Keeper {
         rustix::io::pwrite(&file, &token, 0)
             .and_then(|_| rustix::fs::fsync(&file))
             .map_err(|errno| format!("cannot write to the lock of the writable branch: {}", describe(errno)))?;
-        Ok(Self { file, token, doubt: false })
+        Ok(Self { file, token, doubt: false, memory: MEMORY })
     }
 
     /// Keeps the lock on a thread of its own, as long as the process lives.
@@ -96,7 +101,13 @@ impl Keeper {
         match rustix::fs::flock(&self.file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) if !self.doubt => State::Ours,
             Ok(()) => {
+                // From here on nobody else writes there.
+                sleep(self.memory);
                 let mut token = [0; 8];
+                let forget = rustix::fs::fadvise(&self.file, 0, None, Advice::DontNeed);
+                if let Err(errno) = forget {
+                    return State::Unknown(errno);
+                }
                 match rustix::io::pread(&self.file, &mut token, 0) {
                     Ok(_) if token == self.token => State::Ours,
                     Ok(_) => State::Lost,
@@ -124,7 +135,7 @@ mod tests {
         let unlock = |fd: &OwnedFd| rustix::fs::flock(fd, FlockOperation::Unlock).unwrap();
         let file = open();
         lock(&file).unwrap();
-        let mut keeper = Keeper::sign(file).unwrap();
+        let mut keeper = Keeper { memory: Duration::ZERO, ..Keeper::sign(file).unwrap() };
         assert_eq!(keeper.look(), State::Ours);
 
         // The server forgets it, and nobody else comes.
@@ -134,11 +145,11 @@ mod tests {
 
         // Another one has it.
         unlock(&keeper.file);
-        let other = open();
-        lock(&other).unwrap();
+        let other = Keeper::sign(open()).unwrap();
+        lock(&other.file).unwrap();
         assert_eq!(keeper.look(), State::Lost);
         // Has had it.
-        drop(Keeper::sign(other).unwrap());
+        drop(other);
         assert_eq!(keeper.look(), State::Lost);
     }
 }

@@ -70,7 +70,11 @@ fn lock_dir(role: Role, place: &Place, patience: Patience) -> Checked<Option<Own
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let fd = rustix::fs::openat(&place.fd, ".", flags, Mode::empty())
         .map_err(|errno| format!("cannot open {role} {:?} for its lock: {}", place.label, describe(errno)))?;
-    Ok(take(role, place, fd.as_fd(), patience)?.then_some(fd))
+    match take(role, place, fd.as_fd(), patience)? {
+        Taken::Ours => Ok(Some(fd)),
+        Taken::Unguarded => Ok(None),
+        Taken::Gone => Err(format!("{role} {:?} was removed", place.label)),
+    }
 }
 
 fn lock_file(upper: &Place, workdir: Option<&Place>, patience: Patience) -> Checked<Option<OwnedFd>> {
@@ -78,14 +82,16 @@ fn lock_file(upper: &Place, workdir: Option<&Place>, patience: Patience) -> Chec
     loop {
         let fd = match open_file(upper.fd.as_fd(), workdir.map(|workdir| workdir.fd.as_fd())) {
             Ok((dir, fd)) => {
-                if !take(Role::Upper, upper, fd.as_fd(), patience)? {
-                    return Ok(None);
-                }
                 // Whoever had it may have removed the file with the rest of what was his.
-                let named = rustix::fs::statat(&dir, LOCK, AtFlags::SYMLINK_NOFOLLOW).map(|stat| stat.st_ino);
-                (named == Id::of(fd.as_fd()).map(|id| id.ino)).then_some(fd)
+                let named = || rustix::fs::statat(&dir, LOCK, AtFlags::SYMLINK_NOFOLLOW).map(|stat| stat.st_ino);
+                match take(Role::Upper, upper, fd.as_fd(), patience)? {
+                    Taken::Unguarded => return Ok(None),
+                    Taken::Ours if named() == Id::of(fd.as_fd()).map(|id| id.ino) => Some(fd),
+                    Taken::Ours | Taken::Gone => None,
+                }
             }
-            Err(Errno::NOENT) => None,
+            // Another machine has removed it, and this one still knew it.
+            Err(Errno::NOENT | Errno::STALE) => None,
             Err(errno) => return Err(refused(errno)),
         };
         match fd {
@@ -110,12 +116,22 @@ fn open_file(upper: BorrowedFd<'_>, workdir: Option<BorrowedFd<'_>>) -> Result<(
     Ok((dir, fd))
 }
 
-/// False where the filesystem knows no locks: logged, because then nobody guards the directory.
-fn take(role: Role, place: &Place, fd: BorrowedFd<'_>, patience: Patience) -> Checked<bool> {
+/// What has become of a try to lock something.
+enum Taken {
+    /// It is locked.
+    Ours,
+    /// The filesystem knows no locks: logged, because then nobody guards the directory.
+    Unguarded,
+    /// It is no more.
+    Gone,
+}
+
+fn take(role: Role, place: &Place, fd: BorrowedFd<'_>, patience: Patience) -> Checked<Taken> {
     let Patience { start, limit } = patience;
     loop {
         match rustix::fs::flock(fd, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(true),
+            Ok(()) => return Ok(Taken::Ours),
+            Err(Errno::STALE | Errno::NOENT) => return Ok(Taken::Gone),
             // Asking again and again, because a wait inside flock(2) has no end that one could set.
             Err(Errno::AGAIN) if start.elapsed() < PATIENCE.min(limit) => sleep(Duration::from_millis(20)),
             Err(Errno::AGAIN) if start.elapsed() < limit => sleep(Duration::from_millis(100)),
@@ -133,7 +149,7 @@ fn take(role: Role, place: &Place, fd: BorrowedFd<'_>, patience: Patience) -> Ch
                     place.label,
                     describe(errno)
                 );
-                return Ok(false);
+                return Ok(Taken::Unguarded);
             }
             Err(errno) => return Err(format!("cannot lock {role} {:?}: {}", place.label, describe(errno))),
         }

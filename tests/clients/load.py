@@ -1,7 +1,7 @@
 """Load on a union: reads what the lower has and compares, writes, syncs, deletes, renames, lists; every answer is checked.
 
-load.py UNION REFERENCE TOLD STOP: until the file STOP is there. What was synced goes to the file TOLD, outside the union. Ends with
-status 1 and a line at the first error or wrong answer.
+load.py UNION REFERENCE TOLD STOP: until the file STOP is there. What was synced goes to the file TOLD, outside the union; its name ends
+as that of the directory that this load has for itself. Ends with status 1 and a line at the first error or wrong answer.
 """
 
 import errno
@@ -11,9 +11,9 @@ import time
 
 union, reference, told, stop = sys.argv[1:]
 name = os.path.basename(told)
-many = sorted(os.listdir(f"{reference}/many"))
-content = {n: open(f"{reference}/many/{n}", "rb").read() for n in many}
-share = [n for n in many if int(n) % 2 == int(name[-1]) % 2]
+own = f"many-{name[-1]}"
+share = sorted(os.listdir(f"{reference}/{own}"))
+content = {n: open(f"{reference}/{own}/{n}", "rb").read() for n in share}
 gone = set()
 safe = os.open(told, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 log = os.open(f"{union}/log-{name}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -28,7 +28,7 @@ def wrong(text):
 def step():
     global last
     pick = share[number * 7 % len(share)]
-    path = f"{union}/many/{pick}"
+    path = f"{union}/{own}/{pick}"
     try:
         with open(path, "rb") as file:
             if pick in gone:
@@ -57,13 +57,13 @@ def step():
 
     if number % 9 == 0 and len(gone) < len(share) // 2:
         victim = share[len(gone)]
-        os.unlink(f"{union}/many/{victim}")
+        os.unlink(f"{union}/{own}/{victim}")
         gone.add(victim)
         counts["deleted"] += 1
     if number % 5 == 0:
-        shown = set(os.listdir(f"{union}/many"))
-        if shown & set(share) != set(share) - gone:
-            wrong(f"listed wrongly: {sorted(shown & set(share) ^ (set(share) - gone))[:5]}")
+        shown = set(os.listdir(f"{union}/{own}"))
+        if shown != set(share) - gone:
+            wrong(f"listed wrongly: {sorted(shown ^ (set(share) - gone))[:5]}")
         counts["listed"] += 1
 
 
