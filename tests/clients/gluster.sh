@@ -20,7 +20,6 @@ check "twice" gluster_mount "$A" || finish
 of() { pgrep -f -- " $1\$" | head -n 1; }
 
 make_tree "$A/tree"
-for i in 1 2; do cp -r "$A/tree/many" "$A/tree/many-$i"; done
 ln "$A/tree/kept" "$A/tree/away/link"
 mkdir m m2 up ref && cp -a "$A/tree/." ref/
 # numbers DIR: the inode number of each object.
@@ -64,16 +63,21 @@ sleep 2.5 # Gluster's own second, and ours.
 equal "is seen after a second or two, without an option" "$(cat m/swap/old m/swap/later)" $'changed\nnew'
 check "umount" unmount m
 check "longer times" union -o cow,allow_other,entry_timeout=30,attr_timeout=30,negative_timeout=30 "$G/tree=RO:up=RW" m
-stat m/swap/old m/swap/none >/dev/null 2>&1
-echo none >"$A/tree/swap/none"
+exec 6<m/swap/old # So the kernel keeps it, whatever else this machine drops from its caches meanwhile.
+stat m/swap/old >/dev/null
+echo 'image swap/old' >"$A/tree/swap/old"
 sleep 2.5
-refuse "are trusted if asked for" 'no such file' cat m/swap/none
+equal "are trusted if asked for" "$(stat -c %s m/swap/old)" 8
+exec 6<&-
 check "umount" unmount m
 rm -r up && mkdir up
-rm "$A/tree/swap/none" "$A/tree/swap/later" && echo 'image swap/old' >"$A/tree/swap/old"
+rm "$A/tree/swap/later"
 
 # ---- bricks ------------------------------------------------------------------------------------------------------------
 
+if [ -z "${SHORT-}" ]; then
+	for i in 1 2; do cp -r ref/many "$A/tree/many-$i" && cp -r ref/many "ref/many-$i"; done
+fi
 LOAD=()
 # load_begins WHERE; load_ends WHERE: two programs at work, each in a directory of its own; see load.py.
 load_begins() {
@@ -110,12 +114,14 @@ for kind in $KINDS; do
 	esac
 	check "$kind: a union" union -o cow,allow_other "$G/tree=RO:$upper=RW" m
 	daemon=$(of m)
-	load_begins
-	check "$kind: a brick is killed" kill_brick 2
-	sleep 3
-	check "$kind: and comes back" bricks_back
-	load_ends "$kind"
-	clients_back
+	if long "a brick killed under load"; then
+		load_begins
+		check "$kind: a brick is killed" kill_brick 2
+		sleep 3
+		check "$kind: and comes back" bricks_back
+		load_ends "$kind"
+		clients_back
+	fi
 	names_and_data m >before.list
 
 	echo mine >m/mine
@@ -129,12 +135,11 @@ for kind in $KINDS; do
 	[ $kind = ro ] || refuse "$kind: nothing is written" 'not connected|input/output|bad state' sh -c 'echo x >>m/mine'
 	check "$kind: the bricks are back" bricks_back
 	check "$kind: for both clients" clients_back
-	sleep 1.2 # The lock is asked for once a second.
-	rm m/mine
+	check "$kind: it can be changed again" until_true 10 rm m/mine
 	names_and_data m >after.list
 	same "$kind: everything is served again" before.list after.list
 	equal "$kind: by the same daemon" "$(of m)" "$daemon"
-	check "$kind: it can be changed again" sh -c 'echo new >m/made/new && cat m/made/new && rm m/kept && ! test -e m/kept && mkdir m/dir/new'
+	check "$kind: in every way" sh -c 'echo new >m/away/new && cat m/away/new && rm m/kept && ! test -e m/kept && mkdir m/dir/new'
 	check "$kind: umount" unmount m
 	check "$kind: the daemon goes" no_daemon_left
 done
@@ -190,7 +195,7 @@ if long "servers that forget the lock"; then
 	refuse "all bricks are away: nothing is written" 'not connected' touch m/none
 	check "they come again" bricks_back
 	check "and are found" clients_back
-	check "the lock is taken again, and the union can be written to" until_true 5 touch m/again
+	check "the lock is taken again, and the union can be written to" until_true 10 touch m/again
 	check "which is said" grep -q 'ours still: changes are possible again' keeper.log
 	refuse "nobody else gets it" 'in use by another union' timeout 20 "$COWFS" -o cow "ref=RO:$A/up-lock=RW" m2
 	/usr/bin/python3 steal.py "$A/up-lock/.cowfs/lock" &
@@ -220,11 +225,13 @@ daemon=$(of m)
 names_and_data m >before.list && numbers m >numbers.list
 cat m/many/7 >/dev/null
 exec 6<m/many/8 7<m/dir
-for turn in 1 2; do
+TURNS="1 2"
+[ -z "${SHORT-}" ] || TURNS=1
+for turn in $TURNS; do
 	kill -KILL "$(client_of "$G")"
 	sleep 1.5
 	check "$turn: no answer is wrong" answers kept dir many/9 never! dir/never!
-	check "$turn: it is mounted anew" sh -c "umount -l '$G'; mount -t glusterfs '$ADDRESS:/$VOLUME' '$G' 9>&-"
+	check "$turn: it is mounted anew" sh -c "umount -l '$G'; mount -t glusterfs '$ADDRESS:/$VOLUME' '$G' 6<&- 7<&- 9>&-"
 	check "$turn: and served again" until_true 4 ls m/away/deep
 	sleep 1.1
 	names_and_data m >after.list && numbers m >numbers.after
