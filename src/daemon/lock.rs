@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-use crate::daemon::lineage::MountLine;
 use crate::daemon::resolve::{Checked, Id, Place, Resolved, Role, describe};
+use crate::daemon::table::{MountLine, MountTable};
 
 /// How long to wait in any case: for the daemon of a union that was unmounted a moment ago, since umount(2) returns before it
 /// has ended.
@@ -31,9 +31,14 @@ pub(crate) fn lock_all(resolved: &Resolved, wait: Option<Duration>) -> Checked<V
     let workdir = resolved.workdir.as_ref().map(|workdir| (Role::Workdir, workdir));
     let start = Instant::now();
     let mut locks = Vec::new();
-    for (role, place) in [(Role::Upper, &upper.place)].into_iter().chain(workdir) {
+    let places: Vec<_> = [(Role::Upper, &upper.place)].into_iter().chain(workdir).collect();
+    for &(role, place) in &places {
         locks.extend(lock(role, place, start, wait.unwrap_or_default().max(PATIENCE))?);
-        if let Some(mountpoint) = overlayfs_on(place) {
+    }
+    // Now, and not before: the wait may have been long.
+    let table = MountTable::read_if_any();
+    for (role, place) in places {
+        if let Some(mountpoint) = overlayfs_on(&table, place) {
             return Err(format!("{role} {:?} is in use by the kernel's overlayfs on {mountpoint:?}", place.label));
         }
     }
@@ -73,14 +78,13 @@ fn lock(role: Role, place: &Place, start: Instant, patience: Duration) -> Checke
 }
 
 /// Where an overlayfs of this mount namespace is mounted that has `place` for its upper or its workdir.
-fn overlayfs_on(place: &Place) -> Option<PathBuf> {
-    let table = std::fs::read("/proc/self/mountinfo").ok()?;
+fn overlayfs_on(table: &MountTable, place: &Place) -> Option<PathBuf> {
     let uses = |line: &MountLine<'_>| {
         let dirs = [&b"upperdir"[..], b"workdir"].into_iter().filter_map(|key| line.value(key));
         // Given by mount(8) it is shown with the backslashes that it was typed with.
         dirs.into_iter().any(|dir| leads_to(&dir, place) || leads_to(&without_backslashes(&dir), place))
     };
-    MountLine::all(&table).filter(|line| line.kind() == Some(b"overlay")).find(uses)?.point()
+    table.lines().filter(|line| line.kind() == Some(b"overlay")).find(uses)?.point()
 }
 
 /// Only what the kernel has in memory is looked at, where a directory in use is: the path may lead over a server that does

@@ -22,7 +22,8 @@ use crate::daemon::request::MountRequest;
 use crate::daemon::resolve::{self, Checked, Resolved, describe};
 use crate::daemon::sandbox::Sandbox;
 use crate::daemon::stdio::Null;
-use crate::daemon::{limits, lock, namespace, signals, unmapped, watch};
+use crate::daemon::table::MountTable;
+use crate::daemon::{limits, lock, namespace, owners_aside, signals, unmapped, watch};
 use crate::fuse::awake;
 use crate::fuse::session::{Audience, Connection, connect};
 use crate::fuse::{Adapter, Settings};
@@ -133,12 +134,17 @@ fn plan(request: &MountRequest) -> Checked<Plan> {
             .into());
     }
     let mut resolved = resolve::resolve(request)?;
+    if request.container {
+        owners_aside::refuse(&resolved)?;
+    }
     unmapped::look_below_id_maps(&mut resolved, &request.owners);
     let means = Means::find(request)?;
     let mountpoint = mountpoint::resolve(&request.mountpoint, |path| means.clear(path))?;
+    // Read here, where every dead union is off, and once: with hundreds of mounts it is long.
+    let table = MountTable::read_if_any();
     let place = match &mountpoint {
         Mountpoint::Directory(directory) => {
-            directory.no_second(&source(request), request.subtype.as_deref().unwrap_or("cowfs"))?;
+            directory.no_second(&table, &source(request), request.subtype.as_deref().unwrap_or("cowfs"))?;
             Some(&directory.place)
         }
         // Whoever mounted need not have said default_permissions; only ACLs make the kernel check them all the same.
@@ -147,7 +153,7 @@ fn plan(request: &MountRequest) -> Checked<Plan> {
         }
         Mountpoint::Device(_) => None,
     };
-    let overlaps = overlap::check(&resolved, place)?;
+    let overlaps = overlap::check(&resolved, place, &table)?;
     Ok(Plan { resolved, overlaps, means, mountpoint })
 }
 
