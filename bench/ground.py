@@ -229,14 +229,16 @@ def known_peers(cowfs, fuse_overlayfs_2, cowfs_options):
         return lambda low, up, work, at, opts: [program, "-o", overlay_options(low, up, work, [*opts, *extra]), at]
 
     def unionfs(low, up, _work, at, opts):
-        # It has no volatile mode: its copies are never synced.
+        # It has no volatile mode: its copies are never synced. All others check permissions without being told.
         branches = ":".join([f"{up}=RW", *(f"{lower}=RO" for lower in low)])
-        return ["unionfs-fuse", "-o", ",".join(["cow,allow_other,max_files=16384", *opts]), branches, at]
+        return ["unionfs-fuse", "-o", ",".join(["cow,allow_other,default_permissions,max_files=16384", *opts]), branches, at]
 
-    def ours(low, up, _work, at, opts):
+    def ours(*extra):
         # Its own form of call; with `lowerdir=` it takes the caller for a container engine, and leaves marks out.
-        branches = ":".join([f"{up}=RW", *(f"{lower}=RO" for lower in low)])
-        return [cowfs, "-o", ",".join(["cow", "allow_other", *opts, *cowfs_options]), branches, at]
+        def command(low, up, _work, at, opts):
+            branches = ":".join([f"{up}=RW", *(f"{lower}=RO" for lower in low)])
+            return [cowfs, "-o", ",".join(["cow", "allow_other", *extra, *opts, *cowfs_options]), branches, at]
+        return command
 
     def overlay(low, up, work, at, opts):
         # mount(8) would cut longer options silently, and the mount would lack layers.
@@ -251,7 +253,8 @@ def known_peers(cowfs, fuse_overlayfs_2, cowfs_options):
         Peer("fo1", "fuse-overlayfs (Debian)", overlay_like("/usr/bin/fuse-overlayfs"),
              lambda: debian_version("fuse-overlayfs")),
         Peer("fo2", "fuse-overlayfs 2.0.0", overlay_like(fuse_overlayfs_2), lambda: "2.0.0"),
-        Peer("cowfs", "cowfs", ours, lambda: cowfs_version(cowfs)),
+        Peer("cowfs", "cowfs", ours(), lambda: cowfs_version(cowfs)),
+        Peer("awake", "cowfs awake", ours("awake")),
     ]
 
 

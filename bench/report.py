@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 
 COLOURS = {"native": "#888888", "overlay": "#222222", "unionfs": "#d98c1f", "fo1": "#5aa9d6", "fo2": "#2b62a8",
-           "cowfs": "#c8282d"}
+           "cowfs": "#c8282d", "awake": "#e58a8d"}
 
 
 def grid(head, rows):
@@ -83,6 +83,10 @@ def main_table(whole):
     if judged:
         met = sum(verdict.startswith("ok") for verdict in judged)
         text += f"\n\n{met} of {len(judged)} targets met; behind a FUSE peer in {sum('behind' in v for v in judged)}."
+    bases = [(line, yardstick(line, whole)) for line in whole["table"] if "awake" in line["seconds"]]
+    if bases:
+        met = sum(bool(base) and line["seconds"]["awake"] / base <= line["target"] for line, base in bases)
+        text += f" With `awake`: {met} of {len(bases)} met."
     own = [f"{line['seconds']['overlay'] / base:.2f}" for line in whole["table"] if "+volatile" in line["workload"]
            and line["seconds"].get("overlay") and (base := yardstick(line, whole))]
     if own:

@@ -70,10 +70,8 @@ fn remount(typed: MountRequest, mut positionals: Vec<Vec<u8>>) -> Result<Remount
 /// Puts branches and mountpoint in place.
 fn place(typed: &mut Typed, mut positionals: Vec<Vec<u8>>) -> Result<(), UsageError> {
     let listed = named_branches(typed)?;
-    if let Some(extra) = positionals.get(2) {
-        let mountpoint = positionals.get(1).map_or(&[][..], |mountpoint| mountpoint);
-        let message = format!("{} is one word too many after the mountpoint {}", quote(extra), quote(mountpoint));
-        return Err(UsageError::new(message));
+    if positionals.len() > 2 {
+        return Err(too_many(&positionals));
     }
     let Some(mountpoint) = positionals.pop() else {
         let missing = if listed.is_some() { "no mountpoint given" } else { "no branches and no mountpoint given" };
@@ -101,6 +99,24 @@ fn place(typed: &mut Typed, mut positionals: Vec<Vec<u8>>) -> Result<(), UsageEr
     };
     typed.request.mountpoint = OsString::from_vec(mountpoint).into();
     Ok(())
+}
+
+/// Says what is wrong with more than two positionals: mostly a blank where something else belongs.
+fn too_many(positionals: &[Vec<u8>]) -> UsageError {
+    if let Some(word) = positionals.iter().find(|word| options::is_list(word)) {
+        return UsageError::new(format!(
+            "{} stands alone: options follow -o, separated by ',' only: {FORM}",
+            quote(word)
+        ));
+    }
+    if let [_, second, ..] = positionals
+        && [&b"=RO"[..], b"=RW", b"=ro", b"=rw"].iter().any(|mode| second.ends_with(mode))
+    {
+        return UsageError::new(format!("{} stands alone: branches are separated by ':' only: {FORM}", quote(second)));
+    }
+    let mountpoint = positionals.get(1).map_or(&[][..], |mountpoint| mountpoint);
+    let extra = positionals.get(2).map_or(&[][..], |extra| extra);
+    UsageError::new(format!("{} is one word too many after the mountpoint {}", quote(extra), quote(mountpoint)))
 }
 
 /// The longest source name taken over, in bytes: programs read /proc/self/mounts by lines of bounded length.
@@ -350,7 +366,7 @@ mod tests {
     #[test]
     fn each_option_with_an_effect() {
         type Change = fn(&mut MountRequest);
-        let rows: [(&str, Change); 47] = [
+        let rows: [(&str, Change); 48] = [
             ("allow_other", |r| r.allow_other = true),
             ("allow_root", |r| r.allow_root = true),
             ("auto_unmount", |r| r.auto_unmount = true),
@@ -369,6 +385,7 @@ mod tests {
             ("direct_io", |r| r.direct_io = true),
             ("coherent", |r| r.coherent = true),
             ("watch", |r| r.watch = true),
+            ("awake", |r| r.awake = true),
             ("passthrough=off", |r| r.no_passthrough = true),
             ("debug", |r| r.debug = true),
             ("debug_file=/var/log/x", |r| r.debug_file = Some("/var/log/x".into())),
@@ -421,13 +438,22 @@ mod tests {
     /// Rows: the arguments, and what the message holds.
     #[test]
     fn refusals() {
-        let rows: [(&[&str], &str); 45] = [
+        let rows: [(&[&str], &str); 51] = [
             (&[], "no branches and no mountpoint given: cowfs [-o"),
             (&["-o", "allow_other"], "no branches and no mountpoint given"),
             (&["/m"], "only '/m' given, of branches and mountpoint"),
             (&["-olowerdir=A"], "no mountpoint given"),
             (&["A", ""], "the mountpoint is an empty word"),
             (&["A", "/m", "x y"], "'x y' is one word too many after the mountpoint '/m'"),
+            (&["A=RO", "B=RW", "/m"], "'B=RW' stands alone: branches are separated by ':' only"),
+            (
+                &["-ocow,", "allow_other,chroot=/ns", "A", "/m"],
+                "'allow_other,chroot=/ns' stands alone: options follow -o",
+            ),
+            (&["A", "/m", "allow_other"], "'allow_other' stands alone: options follow -o"),
+            (&["A", "/m", "-othreads=257"], "'threads=257': the value must be NUMBER, 1 to 256"),
+            (&["A", "/m", "-olock_wait=0"], "'lock_wait=0': the value must be SECONDS, more than 0"),
+            (&["A", "/m", "-otimeout=-1"], "the value must be SECONDS, 0 or more"),
             (&["A=RW:B=RW", "/m"], "two writable branches, 'A' and 'B'"),
             (&["A=rx", "/m"], "not 'rx'"),
             (&["A", "/m", "-q"], "unknown flag '-q'"),
@@ -459,7 +485,7 @@ mod tests {
             (&["A", "/m", "-osquash_to_uid=-1"], "option 'squash_to_uid=-1': the value must be UID"),
             (&["A", "/m", "-osquash_to_gid=4294967295"], "the value must be GID"),
             (&["A", "/m", "-othreaded=2"], "the value must be 0|1"),
-            (&["A", "/m", "-oxattr_permissions=2"], "not supported yet"),
+            (&["A", "/m", "-oxattr_permissions=2"], "are not supported; leave force_mask"),
             (&["A", "/m", "-oumask=022"], "option 'umask=022': owners and modes"),
             (&["A", "/m", "-ofd=3"], "option 'fd=3': give /dev/fd/N as the mountpoint"),
             (&["-oremount,ro"], "no mountpoint given: mount -o remount"),

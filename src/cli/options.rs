@@ -75,7 +75,7 @@ const KNOWN: &[(&str, Effect)] = &[
     ("chroot", Value("DIR", |t, v| v.once(&mut t.request.chroot, |dir| Ok(path(dir))))),
     ("hide_meta_files", Nothing),
     ("hide_meta_dir", Nothing),
-    ("max_files", Value("NUMBER", |t, v| v.set(&mut t.request.max_files, |text| number(text, 1, u64::MAX)))),
+    ("max_files", Value("NUMBER, 1 or more", |t, v| v.set(&mut t.request.max_files, |text| number(text, 1, u64::MAX)))),
     ("relaxed_permissions", Switch(|t| t.request.default_permissions = false)),
     ("default_permissions", Nothing),
     ("statfs_omit_ro", Nothing),
@@ -90,10 +90,11 @@ const KNOWN: &[(&str, Effect)] = &[
     ("volatile", Switch(|t| t.request.engine.volatile = true)),
     ("coherent", Switch(|t| t.request.coherent = true)),
     ("watch", Switch(|t| t.request.watch = true)),
+    ("awake", Switch(|t| t.request.awake = true)),
     ("passthrough", Value("auto|off", |t, v| v.read(is_off).map(|off| t.request.no_passthrough = off))),
-    ("threads", Value("NUMBER", |t, v| v.set(&mut t.request.threads, threads))),
-    ("lock_wait", Value("SECONDS", |t, v| v.set(&mut t.request.lock_wait, bounded_seconds))),
-    ("watchdog", Value("SECONDS", |t, v| v.set(&mut t.request.watchdog, bounded_seconds))),
+    ("threads", Value("NUMBER, 1 to 256", |t, v| v.set(&mut t.request.threads, threads))),
+    ("lock_wait", Value("SECONDS, more than 0", |t, v| v.set(&mut t.request.lock_wait, bounded_seconds))),
+    ("watchdog", Value("SECONDS, more than 0", |t, v| v.set(&mut t.request.watchdog, bounded_seconds))),
     ("noacl", Switch(|t| t.request.noacl = true)),
     // libfuse: who may enter, how the mount is called, how long the kernel may remember.
     ("allow_other", Switch(|t| t.request.allow_other = true)),
@@ -101,9 +102,9 @@ const KNOWN: &[(&str, Effect)] = &[
     ("auto_unmount", Switch(|t| t.request.auto_unmount = true)),
     ("fsname", Value("NAME", |t, v| v.set(&mut t.request.fsname, utf8))),
     ("subtype", Value("NAME", |t, v| v.set(&mut t.request.subtype, utf8))),
-    ("entry_timeout", Value("SECONDS", |t, v| v.set(&mut t.request.entry_timeout, seconds))),
-    ("attr_timeout", Value("SECONDS", |t, v| v.set(&mut t.request.attr_timeout, seconds))),
-    ("negative_timeout", Value("SECONDS", |t, v| v.set(&mut t.request.negative_timeout, seconds))),
+    ("entry_timeout", Value("SECONDS, 0 or more", |t, v| v.set(&mut t.request.entry_timeout, seconds))),
+    ("attr_timeout", Value("SECONDS, 0 or more", |t, v| v.set(&mut t.request.attr_timeout, seconds))),
+    ("negative_timeout", Value("SECONDS, 0 or more", |t, v| v.set(&mut t.request.negative_timeout, seconds))),
     // libfuse: the size and number of buffers, and what libfuse 2 needed to be told. Nobody sees a difference.
     ("ac_attr_timeout", Nothing),
     ("async_read", Nothing),
@@ -213,18 +214,23 @@ const KNOWN: &[(&str, Effect)] = &[
     ),
     ("upperdir", Value("DIR", |t, v| v.once(&mut t.upper, |dir| Ok(path(dir))))),
     ("workdir", Value("DIR", |t, v| v.once(&mut t.request.workdir, |dir| Ok(path(dir))))),
-    ("timeout", Value("SECONDS", |t, v| v.all_timeouts(&mut t.request))),
+    ("timeout", Value("SECONDS, 0 or more", |t, v| v.all_timeouts(&mut t.request))),
     ("fsync", Value("0|1", |t, v| v.read(zero_one).map(|on| t.request.engine.volatile |= !on))),
     ("userxattr", Switch(|t| t.request.engine.userxattr = Some(true))),
     ("redirect_dir", Value("on|off|follow|nofollow", |t, v| v.set(&mut t.redirect, redirect_dir))),
     ("uidmapping", Value("STORED:SHOWN:LENGTH[:...]", |t, v| v.mapping(&mut t.request.owners.users))),
     ("gidmapping", Value("STORED:SHOWN:LENGTH[:...]", |t, v| v.mapping(&mut t.request.owners.groups))),
     ("squash_to_root", Switch(|t| t.squash_to_root = true)),
-    ("squash_to_uid", Value("UID", |t, v| v.set(&mut t.request.owners.users.squash, id))),
-    ("squash_to_gid", Value("GID", |t, v| v.set(&mut t.request.owners.groups.squash, id))),
+    ("squash_to_uid", Value("UID, a number", |t, v| v.set(&mut t.request.owners.users.squash, id))),
+    ("squash_to_gid", Value("GID, a number", |t, v| v.set(&mut t.request.owners.groups.squash, id))),
     ("static_nlink", Switch(|t| t.request.static_nlink = true)),
     ("threaded", Value("0|1", |t, v| v.read(zero_one).map(|on| t.unthreaded = !on))),
-    ("xattr_permissions", Value("0", |_, v| v.only(b"0", "owners and modes in an xattr are not supported yet"))),
+    (
+        "xattr_permissions",
+        Value("0", |_, v| {
+            v.only(b"0", "owners and modes kept in attributes are not supported; leave force_mask out of storage.conf")
+        }),
+    ),
     ("noxattrs", Value("0", |_, v| v.only(b"0", "extended attributes cannot be switched off"))),
     ("nfs_export", Value("off", |_, v| v.only(b"off", "export over NFS is not supported yet"))),
     ("verity", Value("off", |_, v| v.only(b"off", "fs-verity digests are not supported"))),
@@ -306,6 +312,13 @@ pub(super) fn apply(option: &Opt<'_>, typed: &mut Typed) -> Result<(), UsageErro
             Err(UsageError::new(format!("option {} needs a value: {name}={form}", quote(option.text))))
         }
     }
+}
+
+/// Whether this reads as a list of known options, and as nothing else.
+pub(super) fn is_list(word: &[u8]) -> bool {
+    let options = read(word);
+    let known = |option: &Opt<'_>| KNOWN.iter().any(|(name, _)| name.as_bytes() == option.name);
+    !options.is_empty() && options.iter().all(known)
 }
 
 /// Names the nearest known option, if one is near.

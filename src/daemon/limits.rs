@@ -1,8 +1,11 @@
 //! What the process may use, and how the kernel treats it when memory is short: set once, before anything is served.
 //!
+//! What needs CAP_SYS_RESOURCE is done here, and the process gives it up.
+//!
 //! Best effort but for `max_files=`: an unprivileged daemon serves without the privileges of a privileged one.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 
 use crate::daemon::resolve::describe;
 
@@ -18,6 +21,21 @@ pub(crate) fn set(max_files: Option<u64>) {
     }
     if let Err(errno) = rustix::process::configure_io_flusher_behavior(true) {
         log::debug!("not exempt from reclaim (PR_SET_IO_FLUSHER): {}", describe(errno));
+    }
+    forgo_others_room();
+}
+
+/// Gives up the right to room that is not the caller's: what a branch's filesystem keeps for root, what is above a quota.
+/// Who writes to a file by the kernel's hands has the rights of the daemon, too.
+fn forgo_others_room() {
+    let given_up = capabilities(None).and_then(|mut sets| {
+        sets.effective -= CapabilitySet::SYS_RESOURCE;
+        sets.permitted -= CapabilitySet::SYS_RESOURCE;
+        sets.inheritable -= CapabilitySet::SYS_RESOURCE;
+        set_capabilities(None, sets)
+    });
+    if let Err(errno) = given_up {
+        log::warn!("CAP_SYS_RESOURCE stays: users may fill what is kept for root: {}", describe(errno));
     }
 }
 

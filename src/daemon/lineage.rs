@@ -5,13 +5,14 @@
 
 use std::ffi::OsString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
 
 use crate::daemon::resolve::{Checked, Id, Place, describe};
+use crate::daemon::table::MountTable;
 
 /// Deeper than any path can be: PATH_MAX / 2.
 const DEEPEST: usize = 2048;
@@ -25,14 +26,14 @@ pub(crate) struct Lineage {
 }
 
 impl Lineage {
-    /// Looks at `place`.
+    /// Looks at `place`, which `table` has the mount of.
     ///
     /// # Errors
     /// A line that quotes it.
-    pub(crate) fn of(place: &Place) -> Checked<Self> {
+    pub(crate) fn of(place: &Place, table: &MountTable) -> Checked<Self> {
         let above = walk_up(place.fd.as_fd(), place.id)
             .map_err(|errno| format!("cannot look at the directories above {:?}: {}", place.label, describe(errno)))?;
-        Ok(Self { id: place.id, above, inner: inner_path(place.fd.as_fd()) })
+        Ok(Self { id: place.id, above, inner: inner_path(place.fd.as_fd(), table) })
     }
 
     /// Whether this directory lies in `other`, at whatever depth; no directory lies in itself.
@@ -110,100 +111,15 @@ pub(crate) fn path_of(fd: BorrowedFd<'_>) -> Result<PathBuf, Errno> {
 }
 
 /// The path from the root of the filesystem, which is the same whatever mounts it was reached through.
-fn inner_path(fd: BorrowedFd<'_>) -> Option<PathBuf> {
+fn inner_path(fd: BorrowedFd<'_>, table: &MountTable) -> Option<PathBuf> {
     let path = path_of(fd).ok()?;
-    let id = mount_id(fd).ok()?;
-    let table = std::fs::read("/proc/self/mountinfo").ok()?;
-    let line = MountLine::all(&table).find(|line| line.id() == Some(id))?;
-    let (root, point) = (unescape(line.field(3)?), unescape(line.field(4)?));
-    Some(root.join(path.strip_prefix(point).ok()?))
-}
-
-/// A line of /proc/self/mountinfo, see proc_pid_mountinfo(5).
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct MountLine<'a>(&'a [u8]);
-
-impl<'a> MountLine<'a> {
-    /// The lines of a table; a mount that lies over another comes after it.
-    pub(crate) fn all(table: &'a [u8]) -> impl DoubleEndedIterator<Item = Self> {
-        table.split(|&byte| byte == b'\n').map(Self)
-    }
-
-    /// The mount's number, as in statx(2) and /proc/PID/fdinfo.
-    pub(crate) fn id(self) -> Option<u64> {
-        std::str::from_utf8(self.field(0)?).ok()?.parse().ok()
-    }
-
-    fn field(self, index: usize) -> Option<&'a [u8]> {
-        self.0.split(|&byte| byte == b' ').nth(index)
-    }
-
-    /// Where it is mounted.
-    pub(crate) fn point(self) -> Option<PathBuf> {
-        self.field(4).map(unescape)
-    }
-
-    /// What is mounted, by the name that the mounter chose.
-    pub(crate) fn source(self) -> Option<PathBuf> {
-        self.after_dash(2).map(unescape)
-    }
-
-    /// The type of the filesystem.
-    pub(crate) fn kind(self) -> Option<&'a [u8]> {
-        self.after_dash(1)
-    }
-
-    /// Whether the filesystem, not only this mount of it, has the option `word`.
-    pub(crate) fn has(self, word: &[u8]) -> bool {
-        self.after_dash(3).is_some_and(|options| options.split(|&byte| byte == b',').any(|one| one == word))
-    }
-
-    /// What the filesystem's option `key` says.
-    pub(crate) fn value(self, key: &[u8]) -> Option<PathBuf> {
-        let options = self.after_dash(3)?.split(|&byte| byte == b',');
-        let mut values = options.filter_map(|one| one.strip_prefix(key)?.strip_prefix(b"="));
-        values.next().map(unescape)
-    }
-
-    /// Optional fields end with a dash of their own.
-    fn after_dash(self, index: usize) -> Option<&'a [u8]> {
-        self.0.split(|&byte| byte == b' ').skip_while(|field| field != b"-").nth(index)
-    }
-}
-
-/// Undoes the kernel's `\040`.
-fn unescape(field: &[u8]) -> PathBuf {
-    let mut bytes = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let [first, tail @ ..] = rest {
-        let code = match tail {
-            [a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', ..] if *first == b'\\' => {
-                Some((a - b'0') << 6 | (b - b'0') << 3 | (c - b'0'))
-            }
-            _ => None,
-        };
-        bytes.push(code.unwrap_or(*first));
-        rest = if code.is_some() { &tail[3..] } else { tail };
-    }
-    Path::new(std::ffi::OsStr::from_bytes(&bytes)).to_owned()
+    let line = table.of(mount_id(fd).ok()?)?;
+    Some(line.root()?.join(path.strip_prefix(line.point()?).ok()?))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn lines_of_the_mount_table() {
-        let table = b"40 28 0:35 /a\\040b /tmp/m\\134 rw,nosuid shared:5 - fuse.cowfs /a=RO:/b=RW rw,user_id=0\n";
-        let line = MountLine::all(table).next().unwrap();
-        assert_eq!(line.point().unwrap(), Path::new("/tmp/m\\"));
-        assert_eq!(line.field(3).map(unescape).unwrap(), Path::new("/a b"));
-        assert_eq!(line.kind(), Some(&b"fuse.cowfs"[..]));
-        assert_eq!((line.id(), line.source().as_deref()), (Some(40), Some(Path::new("/a=RO:/b=RW"))));
-        assert_eq!((line.value(b"user_id"), line.value(b"user"), line.value(b"rw")), (Some("0".into()), None, None));
-        assert!(line.has(b"user_id=0") && line.has(b"rw") && !line.has(b"nosuid") && !line.has(b"user_id"));
-        assert_eq!((MountLine(b"").kind(), MountLine(b"").id()), (None, None));
-    }
 
     #[test]
     fn what_lies_in_what() {

@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-use crate::daemon::lineage::MountLine;
 use crate::daemon::resolve::{Checked, Id, Place, Resolved, Role, describe};
+use crate::daemon::table::{MountLine, MountTable};
 use crate::union::branch::change;
 use crate::union::name::Name;
 use crate::union::stack::is_remote;
@@ -46,9 +46,14 @@ pub(crate) fn lock_all(resolved: &Resolved, wait: Option<Duration>) -> Checked<L
     let workdir = resolved.workdir.as_ref().map(|workdir| (Role::Workdir, workdir));
     let patience = Patience { start: Instant::now(), limit: wait.unwrap_or_default().max(PATIENCE) };
     let mut locks = Locks::default();
-    for (role, place) in [(Role::Upper, &upper.place)].into_iter().chain(workdir) {
+    let places: Vec<_> = [(Role::Upper, &upper.place)].into_iter().chain(workdir).collect();
+    for &(role, place) in &places {
         locks.dirs.extend(lock_dir(role, place, patience)?);
-        if let Some(mountpoint) = overlayfs_on(place) {
+    }
+    // Now, and not before: the wait may have been long.
+    let table = MountTable::read_if_any();
+    for (role, place) in places {
+        if let Some(mountpoint) = overlayfs_on(&table, place) {
             return Err(format!("{role} {:?} is in use by the kernel's overlayfs on {mountpoint:?}", place.label));
         }
     }
@@ -157,14 +162,13 @@ fn take(role: Role, place: &Place, fd: BorrowedFd<'_>, patience: Patience) -> Ch
 }
 
 /// Where an overlayfs of this mount namespace is mounted that has `place` for its upper or its workdir.
-fn overlayfs_on(place: &Place) -> Option<PathBuf> {
-    let table = std::fs::read("/proc/self/mountinfo").ok()?;
+fn overlayfs_on(table: &MountTable, place: &Place) -> Option<PathBuf> {
     let uses = |line: &MountLine<'_>| {
         let dirs = [&b"upperdir"[..], b"workdir"].into_iter().filter_map(|key| line.value(key));
         // Given by mount(8) it is shown with the backslashes that it was typed with.
         dirs.into_iter().any(|dir| leads_to(&dir, place) || leads_to(&without_backslashes(&dir), place))
     };
-    MountLine::all(&table).filter(|line| line.kind() == Some(b"overlay")).find(uses)?.point()
+    table.lines().filter(|line| line.kind() == Some(b"overlay")).find(uses)?.point()
 }
 
 /// Only what the kernel has in memory is looked at, where a directory in use is: the path may lead over a server that does

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::FileType;
 use rustix::io::Errno;
 
-use crate::daemon::lineage::MountLine;
 use crate::daemon::resolve::{Checked, Place, Role, describe, open};
+use crate::daemon::table::MountTable;
 
 /// Where the union appears.
 #[derive(Debug)]
@@ -74,9 +74,8 @@ fn dead_union(path: &Path) -> Option<PathBuf> {
     }
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let full = std::fs::canonicalize(parent).ok()?.join(path.file_name()?);
-    let table = std::fs::read("/proc/self/mountinfo").ok()?;
-    let top = MountLine::all(&table).rev().find(|line| line.point().as_deref() == Some(&full))?;
-    (top.kind()? == b"fuse.cowfs").then_some(full)
+    let ours = MountTable::read().ok()?.top(&full)?.kind()? == b"fuse.cowfs";
+    ours.then_some(full)
 }
 
 impl Directory {
@@ -85,10 +84,8 @@ impl Directory {
     ///
     /// # Errors
     /// A line, if what is mounted here by the same type has the same source.
-    pub(crate) fn no_second(&self, source: &str, subtype: &str) -> Checked<()> {
-        let Ok(table) = std::fs::read("/proc/self/mountinfo") else { return Ok(()) };
-        let top = MountLine::all(&table).rev().find(|line| line.point().as_ref() == Some(&self.path));
-        let same = top.is_some_and(|line| {
+    pub(crate) fn no_second(&self, table: &MountTable, source: &str, subtype: &str) -> Checked<()> {
+        let same = table.top(&self.path).is_some_and(|line| {
             line.kind() == Some(format!("fuse.{subtype}").as_bytes())
                 && line.source().is_some_and(|mounted| mounted.as_os_str() == source)
         });

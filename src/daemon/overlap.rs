@@ -7,6 +7,7 @@ use rustix::fs::StatVfsMountFlags;
 
 use crate::daemon::lineage::Lineage;
 use crate::daemon::resolve::{Branch, Checked, Id, Place, Resolved, describe};
+use crate::daemon::table::MountTable;
 
 /// What came out.
 #[derive(Debug, PartialEq, Eq, Default)]
@@ -21,20 +22,20 @@ pub(crate) struct Overlaps {
 ///
 /// # Errors
 /// A line that quotes the offender.
-pub(crate) fn check(resolved: &Resolved, mountpoint: Option<&Place>) -> Checked<Overlaps> {
+pub(crate) fn check(resolved: &Resolved, mountpoint: Option<&Place>, table: &MountTable) -> Checked<Overlaps> {
     let branches = &resolved.branches;
     refuse_twice(branches)?;
-    let lineages = branches.iter().map(|branch| Lineage::of(&branch.place)).collect::<Checked<Vec<_>>>()?;
+    let lineages = branches.iter().map(|branch| Lineage::of(&branch.place, table)).collect::<Checked<Vec<_>>>()?;
     let mut found = Overlaps::default();
     relate_branches(&mut found, branches, &lineages)?;
     if let Some(upper) = branches.iter().find(|branch| branch.writable) {
         refuse_read_only(&upper.place)?;
     }
     if let Some(workdir) = &resolved.workdir {
-        relate_workdir(&mut found, branches, &lineages, workdir)?;
+        relate_workdir(&mut found, branches, &lineages, workdir, &Lineage::of(workdir, table)?)?;
     }
     if let Some(mountpoint) = mountpoint {
-        relate_mountpoint(&mut found, branches, &lineages, mountpoint)?;
+        relate_mountpoint(&mut found, branches, &lineages, mountpoint, &Lineage::of(mountpoint, table)?);
     }
     Ok(found)
 }
@@ -61,8 +62,13 @@ fn relate_branches(found: &mut Overlaps, branches: &[Branch], lineages: &[Lineag
 }
 
 /// The workdir is a directory of its own beside the upper; in a branch it is shown empty.
-fn relate_workdir(found: &mut Overlaps, branches: &[Branch], lineages: &[Lineage], workdir: &Place) -> Checked<()> {
-    let lineage = Lineage::of(workdir)?;
+fn relate_workdir(
+    found: &mut Overlaps,
+    branches: &[Branch],
+    lineages: &[Lineage],
+    workdir: &Place,
+    lineage: &Lineage,
+) -> Checked<()> {
     for (index, (branch, outer)) in branches.iter().zip(lineages).enumerate() {
         let label = &branch.place.label;
         if workdir.id == branch.place.id {
@@ -77,7 +83,7 @@ fn relate_workdir(found: &mut Overlaps, branches: &[Branch], lineages: &[Lineage
                 workdir.label
             ));
         }
-        if branch.writable && outer.is_in(&lineage) {
+        if branch.writable && outer.is_in(lineage) {
             return Err(format!("upperdir {label:?} is inside workdir {:?}: take a workdir beside it", workdir.label));
         }
         if lineage.is_in(outer) {
@@ -96,8 +102,8 @@ fn relate_mountpoint(
     branches: &[Branch],
     lineages: &[Lineage],
     mountpoint: &Place,
-) -> Checked<()> {
-    let lineage = Lineage::of(mountpoint)?;
+    lineage: &Lineage,
+) {
     let mut is_branch = false;
     for (index, (branch, outer)) in branches.iter().zip(lineages).enumerate() {
         if branch.place.id == mountpoint.id {
@@ -105,14 +111,13 @@ fn relate_mountpoint(
             need(found, index, "the union would be mounted over it".into());
         } else if lineage.is_in(outer) {
             need(found, index, format!("the mountpoint {:?} is inside it", mountpoint.label));
-        } else if outer.is_in(&lineage) {
+        } else if outer.is_in(lineage) {
             need(found, index, format!("it is inside the mountpoint {:?}", mountpoint.label));
         }
     }
     if !is_branch {
         cover(found, mountpoint.id);
     }
-    Ok(())
 }
 
 fn cover(found: &mut Overlaps, id: Id) {

@@ -126,6 +126,8 @@ pub struct MountRequest {
     pub negative_timeout: Option<Duration>,
     /// `coherent`: descriptors and maps of a lower file see what is written after it was copied up, whatever it is.
     pub coherent: bool,
+    /// `awake`: idle processors are kept from sleeping while requests come in.
+    pub awake: bool,
     /// `watch`: changes of the lower branches are seen at once.
     pub watch: bool,
     /// `passthrough=off`: all data go through the daemon.

@@ -144,5 +144,6 @@ pub(crate) fn refusal(role: Role, path: &Path, root: Option<&Place>, errno: Errn
 
 /// An errno in words, with its name's number, as strerror(3).
 pub(crate) fn describe(errno: Errno) -> String {
-    std::io::Error::from_raw_os_error(errno.raw_os_error()).to_string()
+    let text = std::io::Error::from_raw_os_error(errno.raw_os_error()).to_string();
+    if errno == Errno::MFILE { text + ": raise max_files=, or leave it out" } else { text }
 }

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use rustix::fs::Mode;
+use rustix::fs::{Mode, OFlags};
 
 use crate::daemon::clone::clone_all;
 use crate::daemon::keeper::Keeper;
@@ -23,7 +23,9 @@ use crate::daemon::request::MountRequest;
 use crate::daemon::resolve::{self, Checked, Resolved, describe};
 use crate::daemon::sandbox::Sandbox;
 use crate::daemon::stdio::Null;
-use crate::daemon::{door, limits, lock, namespace, signals, unmapped, watch};
+use crate::daemon::table::MountTable;
+use crate::daemon::{door, limits, lock, namespace, owners_aside, signals, unmapped, watch};
+use crate::fuse::awake;
 use crate::fuse::session::{Audience, Connection, connect};
 use crate::fuse::{Adapter, Settings};
 use crate::sys::process;
@@ -71,6 +73,7 @@ struct Equipment {
     sandbox: Sandbox,
     null: Null,
     log: Later,
+    awake: Option<OwnedFd>,
 }
 
 /// What to make a union of, checked.
@@ -91,6 +94,7 @@ fn serve(request: &MountRequest, ready: Ready) -> Checked<()> {
         sandbox: Sandbox::prepare(resolved.chroot.take()),
         null: Null::open(),
         log: logger::prepare(request.debug_file.as_deref(), request.foreground)?,
+        awake: if request.awake { Some(open_awake()?) } else { None },
     };
     // Held to the end of this function, which is the end of the process.
     let mut locks = lock::lock_all(&resolved, request.lock_wait)?;
@@ -119,6 +123,15 @@ fn serve(request: &MountRequest, ready: Ready) -> Checked<()> {
     connection.run(spare, request.watchdog).map_err(|error| format!("the connection to the kernel failed: {error}"))
 }
 
+/// Where the wish for processors that wake at once is written. Opening it asks for nothing yet.
+fn open_awake() -> Checked<OwnedFd> {
+    const DEVICE: &str = "/dev/cpu_dma_latency";
+    rustix::fs::open(DEVICE, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).map_err(|errno| {
+        let reason = describe(errno);
+        format!("option 'awake': {DEVICE}: {reason}: only root may keep processors from sleeping; leave the option out")
+    })
+}
+
 /// Opens what the request names and checks how it goes together. Changes nothing.
 fn plan(request: &MountRequest) -> Checked<Plan> {
     // An ordinary user's daemon is held to that user's own rights, at least.
@@ -128,12 +141,17 @@ fn plan(request: &MountRequest) -> Checked<Plan> {
             .into());
     }
     let mut resolved = resolve::resolve(request)?;
+    if request.container {
+        owners_aside::refuse(&resolved)?;
+    }
     unmapped::look_below_id_maps(&mut resolved, &request.owners);
     let means = Means::find(request)?;
     let mountpoint = mountpoint::resolve(&request.mountpoint, |path| means.clear(path))?;
+    // Read here, where every dead union is off, and once: with hundreds of mounts it is long.
+    let table = MountTable::read_if_any();
     let place = match &mountpoint {
         Mountpoint::Directory(directory) => {
-            directory.no_second(&source(request), request.subtype.as_deref().unwrap_or("cowfs"))?;
+            directory.no_second(&table, &source(request), request.subtype.as_deref().unwrap_or("cowfs"))?;
             Some(&directory.place)
         }
         // Whoever mounted need not have said default_permissions; only ACLs make the kernel check them all the same.
@@ -142,7 +160,7 @@ fn plan(request: &MountRequest) -> Checked<Plan> {
         }
         Mountpoint::Device(_) => None,
     };
-    let overlaps = overlap::check(&resolved, place)?;
+    let overlaps = overlap::check(&resolved, place, &table)?;
     Ok(Plan { resolved, overlaps, means, mountpoint })
 }
 
@@ -219,6 +237,9 @@ fn settle(
     equipment.sandbox.enter()?;
     let taken = Arc::clone(mount);
     caught.watch(move || taken.lock().detach()).map_err(|error| format!("cannot start a thread: {error}"))?;
+    if let Some(device) = equipment.awake {
+        awake::start(device).map_err(|error| format!("cannot start a thread: {error}"))?;
+    }
     if rustix::process::getpid().is_init() {
         process::ignore_children();
     }

@@ -348,34 +348,25 @@ impl Filesystem for Adapter {
 
     fn readdir(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
         guard("readdir", || {
-            let mut listed = false;
             let result = self.union.readdir(node(ino), offset, &mut |entry| {
-                let name = OsStr::from_bytes(entry.name);
-                let full = reply.add(INodeNo(entry.ino.0), entry.next, kind(entry.kind), name);
-                listed |= !full;
-                !full
+                !reply.add(INodeNo(entry.ino.0), entry.next, kind(entry.kind), OsStr::from_bytes(entry.name))
             });
             match result {
-                // What was listed before the error reaches the caller first, as with getdents(2).
-                Err(error) if !listed => reply.error(errno(error)),
-                _ => reply.ok(),
+                Ok(()) => reply.ok(),
+                Err(error) => reply.error(errno(error)),
             }
         });
     }
 
     fn readdirplus(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
         guard("readdirplus", || {
-            let mut listed = false;
             let result = self.union.readdir_plus(node(ino), offset, &mut |entry, known| {
-                let name = OsStr::from_bytes(entry.name);
                 let (attr, ttl, generation) = self.answers.listed(&entry, known);
-                let full = reply.add(INodeNo(entry.ino.0), entry.next, name, &ttl, &attr, generation);
-                listed |= !full;
-                !full
+                !reply.add(attr.ino, entry.next, OsStr::from_bytes(entry.name), &ttl, &attr, generation)
             });
             match result {
-                Err(error) if !listed => reply.error(errno(error)),
-                _ => reply.ok(),
+                Ok(()) => reply.ok(),
+                Err(error) => reply.error(errno(error)),
             }
         });
     }

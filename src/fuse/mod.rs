@@ -3,6 +3,7 @@
 //! Whatever is odd about the protocol or about fuser stays in here; `union/` never sees a type of fuser's.
 
 pub mod adapter;
+pub mod awake;
 pub mod convert;
 mod ioctl;
 pub mod notify;

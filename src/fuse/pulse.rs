@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use crate::fuse::awake;
 use crate::sys::procfd;
 
 /// How often the threads are looked at; who is at the same request twice is stuck.
@@ -77,6 +78,7 @@ pub(super) fn during(request: &'static str, body: impl FnOnce()) {
     SERVER.with(|server| match server.get_or_init(register) {
         None => body(),
         Some(server) => {
+            awake::asked();
             let count = {
                 let mut beat = server.beat.lock();
                 *beat = Beat { count: beat.count.wrapping_add(1), request: Some(request) };

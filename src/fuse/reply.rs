@@ -132,8 +132,13 @@ impl Answers {
         known: Option<&Entry>,
     ) -> (fuser::FileAttr, Duration, Generation) {
         let Some(known) = known else {
-            // `.` and `..`, which the kernel neither enters nor counts.
-            return (file_attr(&unknown(entry)), Duration::ZERO, Generation(0));
+            // The kernel neither enters nor counts `.` and `..`. Nor any other name called the root's number: it lists the
+            // name, looks nothing up, and asks for it when somebody else does. (Node id 0 would say the same, and a number
+            // 0 too, which readdir(3) leaves out.)
+            let dots = matches!(entry.name, b"." | b"..");
+            let ino = if dots { entry.ino } else { Ino(NodeId::ROOT.0) };
+            let attr = Attr { ino, mode: entry.kind.as_raw_mode(), ..NOTHING };
+            return (file_attr(&attr), Duration::ZERO, Generation(0));
         };
         let (attr, attr_ttl, ttl) = self.entry(known);
         (attr, attr_ttl.min(ttl), Generation(known.generation.0.into()))
@@ -227,11 +232,6 @@ pub(super) fn with_buffer<T>(size: usize, body: impl FnOnce(&mut [u8]) -> T) -> 
         }
         body(&mut buffer[..size])
     })
-}
-
-/// What is known of an entry that was not looked up.
-fn unknown(entry: &DirEntry<'_>) -> Attr {
-    Attr { ino: entry.ino, mode: entry.kind.as_raw_mode(), ..NOTHING }
 }
 
 /// The attributes of nothing: node id 0 means that the name is absent, and may be trusted to be.

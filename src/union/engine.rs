@@ -182,8 +182,9 @@ fn writable(
     let wanted = wanted_format(&label, &held, options.format)?;
     let root = At::Dir(Arc::new(source.root.try_clone().map_err(|error| format!("{label}: {error}"))?));
     let was = root.stat().map_err(fail)?;
-    let stage = Stage::open(source.root.as_fd(), workdir)
-        .map_err(|errno| format!("{label}: the upper's private area cannot be set up: {errno}"))?;
+    let stage = Stage::open(source.root.as_fd(), workdir).map_err(|errno| {
+        format!("{label}: the upper's private area cannot be set up there: {errno}; take a directory elsewhere")
+    })?;
     let format = match able_format(&label, wanted, stage.can) {
         Ok(format) => format,
         Err(refusal) => {

@@ -1,4 +1,4 @@
-//! The step hook: tests make the n-th change of a branch fail, or let the process die there.
+//! The step hook: tests make the n-th change of a branch fail, let the process die there, or others go first.
 //!
 //! Every call that changes a branch asks `step` first (they all stand in `branch::dir` and `copyup`), so "at every
 //! instant" can be tried one instant after the other. Armed per thread: tests run beside each other, and a daemon that
@@ -7,6 +7,7 @@
 //! The same gate is shut for all threads while nobody knows whether the upper is still this union's own (`freeze`).
 
 use std::cell::Cell;
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::union::error::{Errno, Result};
@@ -18,6 +19,8 @@ pub enum Action {
     Fail(Errno),
     /// The process ends with status 99 before the step, as by SIGKILL: no destructor runs.
     Die,
+    /// The thread meets others here, twice: what they do in between happens just before the step.
+    Meet(&'static Barrier),
 }
 
 /// The exit status of a process that died at a step.
@@ -78,6 +81,11 @@ pub(crate) fn step(what: &'static str) -> Result<()> {
         Some(Action::Fail(errno)) => {
             log::debug!("fault: {what} fails with {errno}");
             Err(errno)
+        }
+        Some(Action::Meet(place)) => {
+            place.wait();
+            place.wait();
+            Ok(())
         }
         Some(Action::Die) => crate::sys::process::exit_now(DIED),
     }

@@ -41,6 +41,12 @@ APP
 # ini NAME BRANCH OPTIONS
 ini() { vassal "$1" "$2" "$3" $((47200 + $1)) "disable-logging = true" >"inis/u$1.ini"; }
 for ((n = 1; n <= MOST; n++)); do ini $n /precise ""; done
+# Every second of the many: `rprivate` in place of the first hook.
+for ((n = 3; n <= MOST; n += 2)); do
+	ini $n /precise ,rprivate
+	sed -i '/^hook-pre-jail = mount:none none/d' "inis/u$n.ini"
+done
+equal "half of them do without the first hook" "$(grep -L 'rec,private' inis/* | wc -l)" $((MOST / 2 - 1))
 # Not `daemons`: after the pivot a daemon's program has no path.
 unions() { pgrep -f '/cow/u[0-9]*=[R]W'; }
 daemon_of() { pgrep -f "/cow/u$1=[R]W" | head -n 1; }

@@ -88,6 +88,30 @@ check "a long source: it is cut" [ "$(findmnt -n -o SOURCE "$M" | wc -c)" -le 20
 check "a long source: umount" timeout 20 umount "$M"
 check "a long source: the daemon goes" gone
 
+# umount, and at once mount: each comes up, and has what the one before left.
+echo "$T/low=RO:$T/up=RW $M fuse.cowfs cow,allow_other 0 0" >.test/fstab
+again() {
+	local i
+	mount "$M" || return 1
+	for i in {1..10}; do echo "$i" >>"$M/again" && umount "$M" && mount "$M" || return 1; done
+	[ "$(tail -n 1 "$M/again") $(wc -l <"$M/again")" = "10 10" ] && umount "$M"
+}
+check "umount and at once mount, ten times" timeout 60 bash -c "$(declare -f again); M=$M again"
+check "the daemons go" gone
+equal "nothing is mounted" "$(mounts_on "$M")" 0
+
+# One line that fails keeps no other from coming up, and says what is wrong.
+cat >.test/fstab <<F
+$T/nowhere=RO:$T/up=RW $T/a\\040mnt fuse.cowfs cow,nofail,_netdev 0 0
+$T/low=RO:$T/up=RW $M cowfs cow,nofail,x-systemd.device-timeout=3 0 0
+F
+timeout 20 mount -a >said 2>&1
+check "mount -a with a line that fails: it is named" grep -q 'nowhere.*does not exist' said
+equal "mount -a with a line that fails: the other one is mounted" "$(mounts_on "$M") $(mounts_on "$T/a mnt")" "1 0"
+check "umount" timeout 20 umount "$M"
+check "the daemon goes" gone
+rm -f up/again
+
 # ---- flags that mount(8) hands to mount.cowfs --------------------------------------------------------------------------
 
 : >.test/fstab

@@ -23,11 +23,12 @@ own_root() {
 	mount --bind srv "$root/srv" && mount --bind ns "$root/ns" && mount --bind log "$root/var/log" && mount --bind run "$root/run" || return 1
 	mount -t overlay etc -o "lowerdir=/etc,upperdir=$T/etc,workdir=$T/etc.work" "$root/etc" || return 1
 	: >"$root/etc/fstab"
+	mkdir -p containers "$root/var/lib/containers" && mount --bind containers "$root/var/lib/containers" || return 1
 	cd "$root" && pivot_root . .old && cd "$T" && umount -l /.old && rmdir /.old
 }
 
 hosting
-need unionfs-fuse=unionfs-fuse mount.fuse3=fuse3 useradd=passwd
+need unionfs-fuse=unionfs-fuse mount.fuse3=fuse3 useradd=passwd podman=podman crun=crun
 check "a root of the test's own" own_root || finish
 mkdir .test/bin && cp .test/cowfs .test/bin
 # debootstrap is what takes a minute and the network: its result is at hand.
@@ -42,6 +43,22 @@ if [ -e /sys/module/haltpoll/parameters ]; then
 	mkdir .test/haltpoll && echo 0 >.test/haltpoll/guest_halt_poll_ns
 	mount --bind .test/haltpoll /sys/module/haltpoll/parameters
 fi
+# What podman needs on a machine without systemd, with hybrid cgroups, low limits and no network.
+mkdir -p /etc/containers
+cat >/etc/containers/containers.conf <<'CONF'
+[containers]
+cgroups = "disabled"
+netns = "host"
+default_ulimits = ["nofile=1024:1024", "nproc=4096:4096"]
+log_driver = "k8s-file"
+[engine]
+cgroup_manager = "cgroupfs"
+events_logger = "file"
+runtime = "crun"
+CONF
+mount -t tmpfs -o mode=1777 none /dev/shm
+mkdir .test/cgroup
+[ "$(stat -f -c %T /sys/fs/cgroup)" = cgroup2fs ] || { mount -t cgroup2 none .test/cgroup && mount --bind .test/cgroup /sys/fs/cgroup; }
 mount --make-rshared /
 
 awk -v dir="$T/.test" '
@@ -68,6 +85,9 @@ equal "the shared root has no visits" "$(ls /ns/precise/srv)" app.py
 equal "each customer has" "$(stat -c %u /ns/cow/u1/srv/visits /ns/cow/u2/srv/visits | tr '\n' ' ')" "47101 47102 "
 check "original and changed" bash -c 'grep -qx original guide.log && grep -qx changed guide.log'
 check "findmnt shows the type" grep -q 'fuse.cowfs' guide.log
+check "a container's root is a union" grep -q '^[^ ]* / fuse.cowfs ' guide.log
+equal "podman's list of changes" "$(grep -E '^[ACD] /srv' guide.log | sort | tr '\n' ' ')" "A /srv/shop C /srv D /srv/app.py "
+equal "the image of what it changed" "$(grep -cx sold guide.log)" 1
 check "overlayfs reads what cowfs wrote" grep -qx by-cowfs guide.log
 check "no process is left" bash -c 'for i in {1..50}; do [ -z "$(pgrep -x uwsgi)" ] && exit 0; sleep 0.1; done; pgrep -ax uwsgi; exit 1'
 check "no union is left" bash -c '! grep -E " (/srv|/ufs).*fuse.cowfs" /proc/self/mountinfo'

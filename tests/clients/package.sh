@@ -81,4 +81,28 @@ check "cargo install --path ." bash -c "cd source && CARGO_TARGET_DIR=$target ca
 check "it brings the program" bash -c '[ "$(ls cargo-root/bin)" = cowfs ] && cargo-root/bin/cowfs -V'
 mkdir l u m
 check "which mounts" bash -c "cargo-root/bin/cowfs -o cow $T/l=RO:$T/u=RW $T/m && umount $T/m"
+no_daemon_left
+
+# `cargo install cowfs`: what the registry would have, built outside of the tree, where .cargo/config.toml does not count. In a
+# copy that is all of the checkout, since what is to be kept out must be there.
+mkdir whole
+(cd "$SOURCE" && find . -mindepth 1 -maxdepth 1 ! -name target ! -name .git -exec cp -a -t "$T/whole/" {} +)
+package() { (cd whole && CARGO_TARGET_DIR=$T/.test/crate cargo package -q --offline --allow-dirty --no-verify) && ls .test/crate/package/cowfs-*.crate; }
+check "cargo package" package || finish
+mkdir crate && tar -xzf .test/crate/package/cowfs-*.crate --strip-components=1 -C crate
+check "the crate is small" [ "$(stat -c %s .test/crate/package/cowfs-*.crate)" -lt 400000 ]
+for file in README.md GUIDE.md CHANGELOG.md LICENSE-MIT LICENSE-APACHE man/cowfs.8 man/cowfs-formats.5 examples/fstab examples/systemd/srv-u1.mount Cargo.lock; do
+	check "the crate has $file" cmp "crate/$file" "$SOURCE/$file"
+done
+equal "and nothing but that and sources" "$(cd crate && find . -type f | grep -vE '^\./(src/.*\.rs|man/.*|examples/.*|docs/SEMANTICS\.md|[A-Z]+\.md|LICENSE-[A-Z]+|Cargo\..*|\.cargo/config\.toml|\.cargo_vcs_info\.json)$')" ""
+if long "cargo install of the crate"; then
+	rm -r crate/.cargo
+	install_crate() { (cd / && CARGO_TARGET_DIR=$CACHE/crate-target cargo install -q --locked --offline --debug --path "$T/crate" --root "$T/crate-root"); }
+	check "cargo install of the crate" install_crate
+	mkdir -p ns/l ns/u && echo lower >ns/l/f
+	equal "it works, from a root without libraries" \
+		"$(crate-root/bin/cowfs -o "cow,chroot=$T/ns" /l=RO:/u=RW m && echo more >>m/f && mv m/f m/g && cat m/g ns/u/g && umount m)" $'lower\nmore\nlower\nmore'
+	for i in {1..50}; do pgrep -f "cowfs.*$T/ns" >/dev/null || break; sleep 0.1; done
+	equal "and ends" "$(pgrep -af "cowfs.*chroot=$T/ns")" ""
+fi
 finish

@@ -101,6 +101,26 @@ scenarios() {
 	tree "$STORE/volume" >"volume.$who.after"
 	same "$who: and is what it was" "volume.$who" "volume.$who.after"
 
+	# The same, kept: what one container has written the next one has.
+	mkdir -p "$STORE/kept.up" "$STORE/kept.work"
+	[ -z "$ENGINE_USER" ] || chown -R "$TEST_UID:$TEST_UID" "$STORE"/kept.*
+	for n in 1 2; do
+		run -v "$STORE/volume:/v:O,upperdir=$STORE/kept.up,workdir=$STORE/kept.work" base sh -c 'echo w >>/v/file; cat /v/file' >"kept.$n"
+	done
+	equal "$who: a volume with :O and an upper of its own keeps it" "$(cat kept.2 | tr '\n' ' ')" "v w w "
+	tree "$STORE/volume" >"volume.$who.after"
+	same "$who: and the volume is what it was" "volume.$who" "volume.$who.after"
+
+	# A directory for the root, and what is written to it swallowed.
+	mkdir "$STORE/plain" && cp -a "$T/rootfs/." "$STORE/plain"
+	[ -z "$ENGINE_USER" ] || chown -R "$TEST_UID:$TEST_UID" "$STORE/plain"
+	tree "$STORE/plain" >"plain.$who"
+	equal "$who: --rootfs with :O" "$(run --rootfs "$STORE/plain:O" sh -c 'echo x >/data/kept; rm -r /data/dir; cat /data/kept; grep -c " / fuse.cowfs " /proc/mounts; ls /data | wc -l' | tr '\n' ' ')" "x 1 9 "
+	tree "$STORE/plain" >"plain.$who.after"
+	same "$who: and the directory is what it was" "plain.$who" "plain.$who.after"
+	equal "$who: --read-only" "$(run --read-only base sh -c 'cat /data/kept; echo x 2>/dev/null >/data/y || echo no; echo t >/tmp/t && cat /tmp/t' 2>/dev/null | tr '\n' ' ')" "base kept no t "
+	check "$who: an image is saved" podman_ save -q -o "$STORE/base-image.tar" base
+
 	# Ids of the container's own: stored from 0 up, shown shifted.
 	equal "$who: --uidmap: root of a namespace of its own" \
 		"$(run --uidmap "$IDS" --gidmap "$IDS" base sh -c 'id -u; stat -c %u:%g /data/big; echo x >/data/new; chown 3:4 /data/new; stat -c %u:%g /data/new /data' | tr '\n' ' ')" \
@@ -113,6 +133,10 @@ scenarios() {
 	# An image as a tree, read-only.
 	equal "$who: an image as a volume" \
 		"$(run --mount type=image,source=committed,destination=/i base sh -c 'cat /i/data/appended; echo x 2>/dev/null >/i/data/y || echo no' | tr '\n' ' ')" "base appended more no "
+	# Several ranges: the user is himself inside, and everybody else is moved.
+	[ -z "$ENGINE_USER" ] || equal "$who: --userns=keep-id" \
+		"$(run --userns=keep-id base sh -c 'id -u; stat -c %u:%g /data/kept; echo x >/tmp/mine && stat -c %u:%g /tmp/mine; echo y 2>/dev/null >>/data/kept || echo denied' 2>/dev/null | tr '\n' ' ')" \
+		"$TEST_UID 0:0 $TEST_UID:$TEST_UID denied "
 	if [ -z "$ENGINE_USER" ]; then
 		merged=$(podman_ image mount base)
 		equal "$who: podman image mount" "$(cat "$merged/data/kept")" "base kept"

@@ -20,13 +20,18 @@ cached systemd-root make_systemd_root
 cp -a "$CACHE/systemd-root" "$R"
 cp .test/cowfs "$R/usr/bin/cowfs"
 ln -s ../bin/cowfs "$R/usr/sbin/mount.fuse.cowfs"
-mkdir -p "$R"/precise "$R"/cow/u{1,2,3} "$R"/srv/u{1,2,3}
+mkdir -p "$R"/precise "$R"/cow/u{1,2,3,4} "$R"/srv/u{1,2,3,4}
 echo lower >"$R/precise/f"
 cp "$EXAMPLES"/systemd/* "$R/etc/systemd/system/"
 cat >"$R/etc/fstab" <<F
 /precise=RO:/cow/u2=RW /srv/u2 fuse.cowfs cow,allow_other,nofail,x-systemd.requires-mounts-for=/precise 0 0
 /precise=RO:/cow/u3=RW /srv/u3 fuse.cowfs cow,allow_other,noauto,x-systemd.automount,x-systemd.idle-timeout=2 0 0
 F
+# As GUIDE.md says of a Legion's node: KillMode=control-group, which is the default.
+cat >"$R/etc/systemd/system/node.service" <<U
+[Service]
+ExecStart=/bin/sh -c 'cowfs -o cow,allow_other /precise=RO:/cow/u4=RW /srv/u4 && exec sleep 1000'
+U
 mkdir groups && mount -t cgroup2 none groups || { fail "no cgroup2"; finish; }
 G=$T/groups/cowfs-test-$$-$RANDOM
 mkdir "$G" || { fail "no cgroup"; finish; }
@@ -102,6 +107,13 @@ equal "fstab: the automount waits" "$(daemons_of u3)" ""
 equal "fstab: and mounts" "$(on cat /srv/u3/f)" lower
 check "fstab: idle, it is unmounted" ends u3
 equal "fstab: and mounts again" "$(on cat /srv/u3/f)" lower
+# ---- a service that dies takes the union that it has mounted with it ---------------------------------------------------
+check "service: start" on systemctl start node.service
+for i in {1..50}; do on mountpoint -q /srv/u4 && break; sleep 0.1; done
+equal "service: it has a union" "$(on cat /srv/u4/f)" lower
+check "service: kill -9 of its program" on sh -c 'kill -KILL "$(systemctl show -P MainPID node.service)"'
+check "service: the daemon ends with it" ends u4
+refuse "service: and the union is off" '' on mountpoint /srv/u4
 check "nothing else failed that names a union" bash -c '! grep -i "cowfs.*fail" boot.log'
 # ---- shutdown ----------------------------------------------------------------------------------------------------------
 began=$(date +%s)

@@ -5,6 +5,9 @@
   tree.py random-lower DIR SEED      fill DIR with a random small tree
   tree.py change DIR                 the fixed sequence of changes, through the mount DIR
   tree.py random DIR SEED N [ORACLE] N random operations on DIR; with ORACLE the same on that plain directory, errnos compared
+  tree.py sequences-lower DIR SEED N the same in each of N directories, smaller
+  tree.py sequences DIR SEED N M [ORACLE]
+                                     M random operations in each of them, as `random`
   tree.py list DIR [--xattr] [--nlink] [--probe BRANCH]...
                                      canonical text of a tree; --probe: every name that BRANCH holds is also looked up by
                                      name, and must be found if and only if the listing shows it
@@ -281,10 +284,10 @@ def command_list(root, arguments):
 NAMES = ["a", "b", "c", "d", "e", "f g", "h\udcff"]
 
 
-def random_lower(root, seed):
+def random_lower(root, seed, tries=60):
     """About 40 entries, three levels deep, over the few names that the operations use."""
     dice = random.Random(f"lower {seed}")
-    for _ in range(60):
+    for _ in range(tries):
         depth = dice.choice((1, 1, 2, 2, 3))
         path = os.path.join(*(dice.choice(NAMES) for _ in range(depth)))
         full = os.path.join(root, path)
@@ -433,6 +436,17 @@ def command_random(root, seed, count, oracle):
     return 0
 
 
+def command_sequences(root, seed, count, length, oracle):
+    """Many short sequences, each in a directory of its own; the first that differs from the oracle ends the run."""
+    for number in range(count):
+        name = f"s{number:04}"
+        print(f"--- {name}", flush=True)
+        status = command_random(os.path.join(root, name), f"{seed} {name}", length, oracle and os.path.join(oracle, name))
+        if status != 0:
+            return status
+    return 0
+
+
 def main():
     """Parse and call."""
     command, root = sys.argv[1], sys.argv[2]
@@ -442,6 +456,13 @@ def main():
         make_lower(root)
     elif command == "random-lower":
         random_lower(root, rest[0])
+    elif command == "sequences-lower":
+        for number in range(int(rest[1])):
+            os.mkdir(os.path.join(root, f"s{number:04}"))
+            random_lower(os.path.join(root, f"s{number:04}"), f"{rest[0]} {number}", 18)
+        settle(root)
+    elif command == "sequences":
+        return command_sequences(root, rest[0], int(rest[1]), int(rest[2]), rest[3] if len(rest) > 3 else None)
     elif command == "change":
         change(root)
     elif command == "change-renames":

@@ -61,7 +61,45 @@ bad "no branch at all" 2 'branch|lower' "" mnt
 bad "-o without a value" 2 '-o' low=RO:up=RW mnt -o
 bad "both ways to name branches" 2 'lowerdir|dirs' -o lowerdir=low,dirs=low2 mnt
 
+bad "branches apart" 2 "'up=RW' stands alone: branches are separated by ':'" low=RO up=RW mnt
+bad "a blank in the options" 2 "'allow_other' stands alone: options follow -o, separated by ','" -o cow, allow_other low=RO:up=RW mnt
+bad "options without -o" 2 "'cow,allow_other' stands alone: options follow -o" low=RO:up=RW mnt cow,allow_other
+bad "a misspelt mode" 2 "up=WR.*RO, RW or RO.wh, not 'WR'" low=RO:up=WR mnt
+bad "a mode after a blank path" 2 "branch '=RO' has no path" =RO:up=RW mnt
+bad "whiteouts in the upper" 2 "up=RW.wh.*whiteout=oci" low=RO:up=RW+wh mnt
+bad "a comma between branches" 2 "unknown option '/up=RW'; branches are separated by ':'" -o dirs=/low=RO,/up=RW mnt
+bad "a value too many" 2 "allow_other=yes.*takes no value" -o allow_other=yes low=RO:up=RW mnt
+bad "a value too few" 2 "'chroot' needs a value: chroot=DIR" -o chroot low=RO:up=RW mnt
+bad "an empty value" 2 "'fsname=' needs a value: fsname=NAME" -o fsname= low=RO:up=RW mnt
+bad "a number out of range" 2 "threads=1000'.*NUMBER, 1 to 256" -o threads=1000 low=RO:up=RW mnt
+bad "no number" 2 "threads=many'.*NUMBER, 1 to 256" -o threads=many low=RO:up=RW mnt
+bad "no time to wait" 2 "lock_wait=0'.*SECONDS, more than 0" -o lock_wait=0 low=RO:up=RW mnt
+bad "a wrong word" 2 "redirect=yes'.*on\|off" -o redirect=yes low=RO:up=RW mnt
+bad "a wrong bit" 2 "fsync=2'.*0\|1" -o fsync=2 low=RO:up=RW mnt
+bad "a map of two numbers" 2 "uidmapping=0:1000'.*STORED:SHOWN:LENGTH" -o uidmapping=0:1000 low=RO:up=RW mnt
+bad "a user's name" 2 "squash_to_uid=joe'.*UID, a number" -o squash_to_uid=joe low=RO:up=RW mnt
+bad "what is not there" 2 "xattr_permissions=2'.*not supported" -o lowerdir=low,upperdir=up,workdir=up2,xattr_permissions=2 mnt
+bad "what would be a lie" 2 "umask=022'.*always those of the branches" -o umask=022 low=RO:up=RW mnt
+bad "what contradicts" 2 "'allow_other' and 'allow_root'" -o allow_other,allow_root low=RO:up=RW mnt
+bad "upperdir without lowerdir" 2 "upperdir='up' without lowerdir=" -o upperdir=up mnt
+bad "upperdir without workdir" 2 "upperdir='up' needs workdir=DIR" -o lowerdir=low,upperdir=up mnt
+bad "two lists of layers" 2 "lowerdir=low2': given twice" -o lowerdir=low,lowerdir=low2 mnt
+bad "an empty layer" 2 "lowerdir='low::low2': an empty path" -o lowerdir=low::low2 mnt
+bad "an empty mountpoint" 2 "mountpoint is an empty word" low=RO:up=RW ""
+bad "a flag of mount(8)'s" 2 "unknown flag '-t'" -t cowfs low=RO:up=RW mnt
+bad "letters together" 2 "unknown flag '-fz'" -fz low=RO:up=RW mnt
+bad "what is not to be seen in a message" 2 "unknown option 'a.u\{1b\}\[2J'" -o "$(printf 'a\033[2J')" low=RO:up=RW mnt
+bad "no shell" 2 'bash, zsh or fish' --completions csh
+bad "remount without a mountpoint" 2 'no mountpoint given' -o remount,ro
+bad "another /dev/fuse than there is" 2 "fd=3'.*/dev/fd/N" -o fd=3 low=RO:up=RW mnt
+
 # The machine: 1.
+bad "remount of nothing" 1 'mnt.*nothing is mounted there' -o remount,ro mnt
+bad "a mountpoint that is no /dev/fuse" 1 '/dev/fd/9.*not an open /dev/fuse' low=RO:up=RW /dev/fd/9
+bad "hardly any open files" 1 'Too many open files.*max_files=' -o max_files=5 low=RO:up=RW mnt
+bad "a workdir that is the upper" 1 'workdir "up" is branch "up" itself' -o lowerdir=low,upperdir=up,workdir=up mnt
+bad "an upper inside its workdir" 1 'up/inner.*inside workdir "up"' -o lowerdir=low,upperdir=up/inner,workdir=up mnt
+bad "an upper that is no place for files" 1 '/proc' low=RO:/proc=RW mnt
 bad "a missing branch" 1 'nowhere' nowhere=RO:up=RW mnt
 bad "a missing upper" 1 'nowhere' low=RO:nowhere=RW mnt
 bad "a missing branch of an overlay line" 1 'nowhere' -o "lowerdir=low:nowhere,upperdir=up,workdir=up2" mnt

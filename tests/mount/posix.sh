@@ -529,8 +529,8 @@ for format in overlay oci unionfs unionfs-fuse; do
 	options=cow,allow_other,suid,dev,whiteout=$format
 	echo "# $format"
 	check "$format: mounts" union -o "$options" "upper-$format=RW:lower=RO" ufs || continue
-	# What does not hang on the marks is settled by the first.
-	timeout -k 5 60 /usr/bin/python3 "$RUN" run ufs plain $([ $format = overlay ] || echo renames paths making) || fail "$format: the calls did not come to their end: $?"
+	# Times do not hang on the marks.
+	timeout -k 5 60 /usr/bin/python3 "$RUN" run ufs plain $([ $format = overlay ] || echo renames rights paths sharing making) || fail "$format: the calls did not come to their end: $?"
 	# Where a directory could not be renamed the trees differ by that.
 	if [ $format = overlay ]; then
 		shown plain >plain.tree

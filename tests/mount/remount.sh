@@ -71,6 +71,11 @@ for row in "noexec:rw,noexec,relatime" "nosuid:rw,nosuid,noexec,relatime" "exec,
 	check "remount,${row%%:*}" timeout 10 mount -o "remount,${row%%:*}" "$M"
 	equal "remount,${row%%:*}: flags" "$(flags "$M" | cut -d' ' -f1)" "${row#*:}"
 done
+mount -o remount,noatime "$M" 2>said
+equal "remount,noatime: what it cannot reach it says" "$(grep -c 'access times of its branch go on as they were mounted' said)" 1
+mount -o remount,ro "$M" 2>said
+equal "and says it no more when it is so" "$(cat said)" ""
+mount -o remount,rw,atime "$M" 2>/dev/null
 check "remount,sync" timeout 10 mount -o remount,sync "$M"
 check "remount,sync: it is" grep -q 'rw,sync,' <(flags "$M")
 check "remount,async" timeout 10 mount -o remount,async "$M"

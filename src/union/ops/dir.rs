@@ -7,7 +7,7 @@ use rustix::fs::FileType;
 
 use crate::union::branch::RealDir;
 use crate::union::engine::Union;
-use crate::union::error::{Errno, Result};
+use crate::union::error::{During, Errno, Result};
 use crate::union::listing::{Listener, Listing};
 use crate::union::merge::merge;
 use crate::union::name::Name;
@@ -17,8 +17,8 @@ use crate::union::resolve::find_from;
 use crate::union::types::{DirEntry, Entry, NodeId};
 
 impl Union {
-    /// As `readdir`, with what `lookup` would tell of each name but `.` and `..`, each counted as by `lookup` if it is
-    /// taken.
+    /// As `readdir`, with what `lookup` would tell of each name, counted as by `lookup` if it is taken. Of `.` and `..`,
+    /// and of a name whose look-up fails, nothing: getdents(2) lists such a name too, and who looks it up is told why.
     ///
     /// # Errors
     /// As `readdir`.
@@ -29,7 +29,6 @@ impl Union {
         each: &mut dyn FnMut(DirEntry<'_>, Option<&Entry>) -> bool,
     ) -> Result<()> {
         let parent = self.table.get(node)?;
-        let mut failed = None;
         self.readdir(node, offset, &mut |entry| {
             if matches!(entry.name, b"." | b"..") {
                 return each(entry, None);
@@ -44,13 +43,12 @@ impl Union {
                 }
                 // Gone since the listing was taken.
                 Err(Errno::NOENT) => true,
-                Err(errno) => {
-                    failed = Some(errno);
-                    false
+                failed => {
+                    let _the_name_alone = failed.during("look up a listed name", entry.name.escape_ascii().to_string());
+                    each(entry, None)
                 }
             }
-        })?;
-        failed.map_or(Ok(()), Err)
+        })
     }
 
     fn look_entry(&self, parent: &Arc<Node>, entry: &DirEntry<'_>) -> Result<Entry> {

@@ -4,8 +4,9 @@
 //! Read as they lie there they would be zeros. Who reads is given the lower file; who is about to write first gets the
 //! data into the upper's file. Before such a file gets another name, a mark on it says where its data are.
 //!
-//! Invariant: the mark that the data are elsewhere goes last, when they are on disk. Until then all that is shown of the
-//! data, their size included, is the lower file's, so an interruption leaves the file as it was.
+//! Invariants: the mark that the data are elsewhere goes last, when they are on disk. Until then all that is shown of the
+//! data, their size included, is the lower file's, so an interruption leaves the file as it was. Names move while data are
+//! copied: whatever takes longer than a look is done by a descriptor, and the rest while the body is locked.
 //!
 //! Not here: making such a file (`copyup`), and when (`raise`).
 
@@ -21,7 +22,7 @@ use crate::union::error::{During, Errno, Result, best_effort};
 use crate::union::fault::step;
 use crate::union::marks::overlay::Keys;
 use crate::union::name::Name;
-use crate::union::node::{Data, Node, Place};
+use crate::union::node::{Body, Data, Link, Node, Place};
 use crate::union::resolve::{Found, find, follow};
 use crate::union::stack::Layers;
 use crate::union::types::{BranchId, SetTime};
@@ -35,20 +36,20 @@ impl Union {
         if !node.kind.is_file() {
             return Ok(());
         }
-        let (at, branch, before) = {
+        let (bare, before) = {
             let body = node.body.read();
             match &body.data {
                 Data::Own => return Ok(()),
                 Data::Elsewhere(place) if is_there(place) => return Ok(()),
-                Data::Elsewhere(_) | Data::Unknown => (body.at()?, body.branch, body.data_place().cloned()),
+                Data::Elsewhere(_) | Data::Unknown => (self.bare(&body)?, body.data_place().cloned()),
             }
         };
-        let data = if self.lacks_data(&at, branch)? && !self.is_empty(&at, branch)? {
-            Data::Elsewhere(Arc::new(self.find_data(node, &at, branch).inspect_err(|_| {
-                log::error!("{at:?}: its data are elsewhere (metacopy), and no lower branch has them");
-            })?))
-        } else {
-            Data::Own
+        let data = match bare {
+            None => Data::Own,
+            Some(bare) => Data::Elsewhere(Arc::new(self.find_data(&bare).inspect_err(|_| {
+                let name = &bare.link.name;
+                log::error!("{name:?}: its data are elsewhere (metacopy), and no lower branch has them");
+            })?)),
         };
         let mut body = node.body.write();
         let same = match (&body.data, &before) {
@@ -119,16 +120,18 @@ impl Union {
             return Ok(());
         }
         let _lift = node.lift.lock();
-        let (at, place) = {
+        let (at, target, place) = {
             let body = node.body.read();
             if matches!(body.data, Data::Own) || !self.stack.is_upper(body.branch) {
                 return Ok(());
             }
-            (body.at()?, body.data_place().cloned())
+            let at = body.at()?;
+            let target = Arc::new(at.open(OFlags::WRONLY)?);
+            (at, target, body.data_place().cloned())
         };
         match place {
-            _ if bytes == 0 => self.fetch(&at, None),
-            Some(place) => self.fetch(&at, Some(&place)),
+            _ if bytes == 0 => self.fetch(&target, None),
+            Some(place) => self.fetch(&target, Some(&place)),
             None => Err(Errno::IO),
         }
         .during("fetch the data of", &at)?;
@@ -137,36 +140,36 @@ impl Union {
         Ok(())
     }
 
-    /// Gives the upper's file `at` the data that are in `place`, or empties it.
-    fn fetch(&self, at: &At, place: Option<&Place>) -> Result<()> {
+    /// Gives the upper's file `target` the data that are in `place`, or empties it.
+    fn fetch(&self, target: &Arc<OwnedFd>, place: Option<&Place>) -> Result<()> {
         let upper = self.stack.upper()?;
+        let at = &At::Fd(target.clone());
         let was = at.stat()?;
         let capability = at.xattr(meta::CAPABILITY)?;
-        let target = at.open(OFlags::WRONLY)?;
         let filled = || -> Result<()> {
-            clear(&target)?;
+            clear(target)?;
             let Some(place) = place else {
-                set_size(&target, 0)?;
+                set_size(target, 0)?;
                 at.set_times(None, Some(SetTime::Now))?;
                 return at.remove_xattr(&upper.writer.keys.metacopy);
             };
             let source = place.at()?.open(OFlags::RDONLY | OFlags::NONBLOCK)?;
             let size = At::stat_fd(&source)?.size;
             data::copy(source.as_fd(), target.as_fd(), size, (true, upper.remote))?;
-            set_size(&target, size)?;
+            set_size(target, size)?;
             if let Some(capability) = &capability {
                 at.set_xattr(meta::CAPABILITY, capability, 0)?;
             }
             meta::copy_times(&was, at)?;
             if !upper.volatile {
                 step("sync")?;
-                rustix::fs::fsync(&target)?;
+                rustix::fs::fsync(target)?;
             }
             at.remove_xattr(&upper.writer.keys.metacopy)
         };
         filled().inspect_err(|_| {
-            best_effort("put back the size of a file", set_size(&target, was.size));
-            best_effort("take back the data of a file", clear(&target));
+            best_effort("put back the size of a file", set_size(target, was.size));
+            best_effort("take back the data of a file", clear(target));
             if let Some(capability) = &capability {
                 best_effort("put back capabilities", at.set_xattr(meta::CAPABILITY, capability, 0));
             }
@@ -180,32 +183,43 @@ impl Union {
     /// # Errors
     /// As `with_own_data`; those of setxattr(2).
     pub(super) fn anchor(&self, node: &Arc<Node>) -> Result<()> {
-        self.know_data(node)?;
-        let (at, place) = {
-            let body = node.body.read();
-            match body.data_place() {
-                Some(place) if !place.anchored && self.stack.is_upper(body.branch) => (body.at()?, place.clone()),
-                _ => return Ok(()),
-            }
-        };
         let upper = self.stack.upper()?;
-        if upper.redirect
-            && let Some(path) = self.path_of(&place)?
-        {
-            match at.set_xattr(&upper.writer.keys.redirect, &path, 0) {
+        loop {
+            self.know_data(node)?;
+            let place = {
+                let body = node.body.read();
+                match body.data_place() {
+                    Some(place) if !place.anchored && self.stack.is_upper(body.branch) => place.clone(),
+                    _ => return Ok(()),
+                }
+            };
+            let path = if upper.redirect { self.path_of(&place)? } else { None };
+            let Some(path) = path else { break };
+            let mut body = node.body.write();
+            if !body.data_place().is_some_and(|now| Arc::ptr_eq(now, &place)) {
+                continue;
+            }
+            match body.at()?.set_xattr(&upper.writer.keys.redirect, &path, 0) {
                 Ok(()) => {
-                    let mut body = node.body.write();
-                    if body.data_place().is_some_and(|now| Arc::ptr_eq(now, &place)) {
-                        body.data = Data::Elsewhere(Arc::new(Place { anchored: true, ..(*place).clone() }));
-                    }
+                    body.data = Data::Elsewhere(Arc::new(Place { anchored: true, ..(*place).clone() }));
                     return Ok(());
                 }
                 // Too long for an attribute; some filesystems call that a full disk.
-                Err(Errno::TOOBIG | Errno::RANGE | Errno::NOSPC) => {}
+                Err(Errno::TOOBIG | Errno::RANGE | Errno::NOSPC) => break,
                 Err(errno) => return Err(errno),
             }
         }
         self.with_own_data(node, u64::MAX)
+    }
+
+    /// What the object of `body` says of its data, if it has none. Where it is cannot change meanwhile.
+    fn bare(&self, body: &Body) -> Result<Option<Bare>> {
+        let (at, branch) = (body.at()?, body.branch);
+        if !self.lacks_data(&at, branch)? || self.is_empty(&at, branch)? {
+            return Ok(None);
+        }
+        let link = body.links.first().cloned().ok_or(Errno::IO)?;
+        Ok(Some(Bare { branch, link, redirect: self.redirect(&at, branch)? }))
     }
 
     /// Whether the file `at` in `branch` has attributes only.
@@ -223,22 +237,30 @@ impl Union {
         Ok(keys.filter(|keys| keys.trusted() && !self.stack.is_bottom(branch)))
     }
 
-    /// The lower file that has the data of `node`, which is `at` in `branch` and has none.
-    fn find_data(&self, node: &Arc<Node>, at: &At, branch: BranchId) -> Result<Place> {
-        let link = node.link().ok_or(Errno::IO)?;
-        let (layers, name, anchored) = self.below(at, branch, (link.parent.layers()?, link.name))?;
+    /// The lower file that has the data.
+    fn find_data(&self, bare: &Bare) -> Result<Place> {
+        let seen_as = (bare.link.parent.layers()?, bare.link.name.clone());
+        let (layers, name, anchored) = self.below(bare.redirect.as_deref(), bare.branch, seen_as)?;
         let place = self.chase(layers, name)?.ok_or(Errno::IO)?;
         Ok(Place { anchored, ..place })
     }
 
-    /// Where the data of `at` are to be looked for, which is in `branch` and is seen as the name given in the directory of
-    /// these layers: there, in the branches below, or where a mark says; and whether one says so for whatever name.
-    fn below(&self, at: &At, branch: BranchId, (layers, name): (Layers, Name)) -> Result<(Layers, Name, bool)> {
+    /// Where a mark on the file `at` in `branch` says that its data are, if it says more than that they are elsewhere.
+    fn redirect(&self, at: &At, branch: BranchId) -> Result<Option<Vec<u8>>> {
         let keys = self.metacopy_keys(branch)?.ok_or(Errno::IO)?;
+        Ok(at.xattr(&keys.redirect)?.filter(|path| !path.is_empty()))
+    }
+
+    /// Where the data of a file are to be looked for, which is in `branch` and is seen as the name given in the directory of
+    /// these layers: there, in the branches below, or where a mark says; and whether one says so for whatever name.
+    fn below(
+        &self,
+        redirect: Option<&[u8]>,
+        branch: BranchId,
+        (layers, name): (Layers, Name),
+    ) -> Result<(Layers, Name, bool)> {
         let lower = || layers.iter().filter(|dir| dir.branch > branch).cloned().collect();
-        let Some(path) = at.xattr(&keys.redirect)?.filter(|path| !path.is_empty()) else {
-            return Ok((lower(), name, false));
-        };
+        let Some(path) = redirect else { return Ok((lower(), name, false)) };
         match path.strip_prefix(b"/").and(path.iter().rposition(|&b| b == b'/')) {
             None => Ok((lower(), Name::new(path)?, false)),
             Some(end) => {
@@ -259,7 +281,8 @@ impl Union {
             if !self.lacks_data(&at, dir.branch)? {
                 return Ok(Some(Place { dir, name, identity: stat.identity(), anchored: false }));
             }
-            (layers, name, _) = self.below(&at, dir.branch, (layers, name))?;
+            let redirect = self.redirect(&at, dir.branch)?;
+            (layers, name, _) = self.below(redirect.as_deref(), dir.branch, (layers, name))?;
         }
     }
 
@@ -273,6 +296,14 @@ impl Union {
         path.extend_from_slice(place.name.as_bytes());
         Ok(found.filter(|found| found.identity == place.identity).map(|_| path))
     }
+}
+
+/// What a file without data was found to say of them, and where.
+struct Bare {
+    branch: BranchId,
+    /// A name by which the union shows it.
+    link: Link,
+    redirect: Option<Vec<u8>>,
 }
 
 fn is_there(place: &Place) -> bool {

@@ -12,7 +12,7 @@ use rustix::fs::OFlags;
 
 use crate::union::branch::{At, Stat};
 use crate::union::engine::Union;
-use crate::union::error::{Errno, Result};
+use crate::union::error::{During, Errno, Result};
 use crate::union::handle::OpenFile;
 use crate::union::node::{Body, Substance};
 use crate::union::types::{Caller, HandleId, NodeId, Opened};
@@ -146,7 +146,10 @@ impl Union {
         }
         let mut sample = [0; SAMPLE];
         let fd = node.with_data(|at| at.open(OFlags::RDONLY | OFlags::NONBLOCK))?;
-        let length = rustix::io::pread(&fd, &mut sample, 0)?;
+        // Who cannot read can open: it is the reader who hears of it.
+        let Ok(length) = rustix::io::pread(&fd, &mut sample, 0).during("look at the data of", node.id) else {
+            return Ok(false);
+        };
         let data = sample[..length].contains(&0);
         node.set_substance(if data { Substance::Data } else { Substance::Text });
         Ok(data)

@@ -12,8 +12,9 @@ use crate::union::engine::Union;
 use crate::union::error::{During, Errno, Result, best_effort};
 use crate::union::index::Index;
 use crate::union::name::Name;
-use crate::union::node::{Data, Link, Node, Place};
+use crate::union::node::{Body, Data, Link, Node, Place};
 use crate::union::stack::{Stack, Upper};
+use crate::union::types::BranchId;
 
 impl Union {
     /// The upper's part of the directory `node`, made with those of its ancestors if it is missing.
@@ -177,7 +178,7 @@ impl Union {
             return Ok(());
         }
         let fresh = copy.at()?.stat()?;
-        let entry = self.enter_index(upper, (&from, &stat), &copy, body.gone)?;
+        let entry = self.enter_index(upper, (from.branch, &stat), &copy, body.gone)?;
         self.adopt(node, &copy, &dir, &fresh);
         if let Err(errno) = self.publish(upper, copy, &dir, &link.name) {
             if let (Some(index), Some(entry)) = (&self.index, &entry) {
@@ -185,14 +186,7 @@ impl Union {
             }
             return Err(errno);
         }
-        body.index = None;
-        if let (Some(index), Some(entry)) = (&self.index, entry) {
-            self.tidy("count names", index.settle(&upper.writer.keys, &entry));
-            body.index = Some(index.at(&entry));
-            if let Some(gone) = &self.gone {
-                gone.clear(&entry);
-            }
-        }
+        self.settle_index(upper, &mut body, entry);
         body.remember(Link { branch: Stack::UPPER, ..link.clone() });
         body.before = Some(body.identity);
         body.branch = Stack::UPPER;
@@ -215,11 +209,11 @@ impl Union {
     fn enter_index(
         &self,
         upper: &Upper,
-        (from, stat): (&RealDir, &Stat),
+        (from, stat): (BranchId, &Stat),
         copy: &Copy<'_>,
         gone: u32,
     ) -> Result<Option<Name>> {
-        let Some((index, name)) = self.index_entry(from.branch, stat)? else { return Ok(None) };
+        let Some((index, name)) = self.index_entry(from, stat)? else { return Ok(None) };
         match index.add(&upper.writer.keys, &name, copy, stat.nlink.saturating_sub(gone)) {
             Ok(()) => Ok(Some(name)),
             Err(Errno::OPNOTSUPP | Errno::PERM | Errno::ACCESS) => {
@@ -230,13 +224,26 @@ impl Union {
         }
     }
 
+    /// The copy of the object whose body is given is where it shall be: its names count from now on.
+    fn settle_index(&self, upper: &Upper, body: &mut Body, entry: Option<Name>) {
+        body.index = None;
+        if let (Some(index), Some(entry)) = (&self.index, entry) {
+            self.tidy("count names", index.settle(&upper.writer.keys, &entry));
+            body.index = Some(index.at(&entry));
+            if let Some(gone) = &self.gone {
+                gone.clear(&entry);
+            }
+        }
+    }
+
     /// A name that no longer leads to the node's file: forgotten, or `ESTALE` if the file is still said to be there.
     fn lost(&self, node: &Arc<Node>, link: &Link) -> Result<()> {
         let still = node.body.read().has_link(&link.parent, &link.name);
         if still { Err(Errno::STALE) } else { Ok(()) }
     }
 
-    /// Copies up a file that has no name any more but is still open: the copy has none either.
+    /// Copies up a file by none of its names: it has been opened, and has lost all that the node knows. The copy has none
+    /// either; lower names that it still has lead to it by the index.
     fn lift_unlinked(&self, upper: &Upper, node: &Arc<Node>, wanted: Wanted) -> Result<()> {
         let (at, data, branch) = {
             let body = node.body.read();
@@ -254,10 +261,24 @@ impl Union {
             uuid: branch.handles.then_some(branch.uuid),
             tag: branch.tag,
         };
-        let fd = upper.workshop().copy(&source)?.keep()?;
-        let fresh = At::stat_fd(&fd)?;
+        let copy = upper.workshop().copy(&source)?;
         let mut body = node.body.write();
+        let fresh = copy.at()?.stat()?;
+        let entry = match body.gone < stat.nlink {
+            true => self.enter_index(upper, (branch.id, &stat), &copy, body.gone)?,
+            false => None,
+        };
+        let fd = copy.keep().inspect_err(|_| {
+            if let (Some(index), Some(entry)) = (&self.index, &entry) {
+                self.tidy("take a copy out of the index", index.withdraw(entry));
+            }
+        })?;
+        if entry.is_some() {
+            self.table.adopt(fresh.identity(), node.id);
+        }
+        self.settle_index(upper, &mut body, entry);
         body.held = Some(fd);
+        body.gone = 0;
         body.before = Some(body.identity);
         body.branch = Stack::UPPER;
         body.identity = fresh.identity();
@@ -277,12 +298,10 @@ impl Union {
         if dir.find(name)?.is_some() {
             return Ok(());
         }
-        let (indexed, real) = {
-            let body = node.body.read();
-            (body.index.clone(), body.at()?)
-        };
-        match (indexed, &self.index, real) {
-            (Some(At::Name(_, entry)), Some(index), _) => self.link_up(upper, index, &entry, (&dir, name))?,
+        // To the end of the link: until then the name that is linked must not become another file's.
+        let body = node.body.read();
+        match (&body.index, &self.index, body.at()?) {
+            (Some(At::Name(_, entry)), Some(index), _) => self.link_up(upper, index, entry, (&dir, name))?,
             // The index could not take it; another of its names will do as well.
             (_, _, At::Name(from, other)) => {
                 self.mark_impure(upper, &dir)?;
@@ -290,6 +309,7 @@ impl Union {
             }
             _ => return Err(Errno::STALE),
         }
+        drop(body);
         let link = Link { parent: parent.clone(), name: name.clone(), branch: Stack::UPPER };
         node.body.write().remember(link);
         Ok(())
