@@ -50,10 +50,17 @@ impl Keeper {
     /// # Errors
     /// A line, if it cannot be written.
     pub(crate) fn sign(file: OwnedFd) -> Checked<Self> {
-        let token = RandomState::new().build_hasher().finish().to_ne_bytes();
-        rustix::io::pwrite(&file, &token, 0)
-            .and_then(|_| rustix::fs::fsync(&file))
-            .map_err(|errno| format!("cannot write to the lock of the writable branch: {}", describe(errno)))?;
+        let refused = |errno| format!("cannot sign the lock of the writable branch: {}", describe(errno));
+        let mut token = RandomState::new().build_hasher().finish().to_ne_bytes();
+        match rustix::io::pwrite(&file, &token, 0).and_then(|_| rustix::fs::fsync(&file)) {
+            Ok(()) => {}
+            // Whoever mounts a full branch wants to delete something. What others sign later is told from what is there now.
+            Err(Errno::NOSPC | Errno::DQUOT) => {
+                token = [0; 8];
+                rustix::io::pread(&file, &mut token, 0).map_err(refused)?;
+            }
+            Err(errno) => return Err(refused(errno)),
+        }
         Ok(Self { file, token, doubt: false, memory: MEMORY })
     }
 
