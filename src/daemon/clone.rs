@@ -27,14 +27,13 @@ pub(crate) fn clone_all(resolved: &mut Resolved, overlaps: &Overlaps, flags: &Mo
     let mut failed = Vec::new();
     // Who reads is the daemon, or the kernel in its stead: the union's own mount does not keep them from it.
     let quiet = Attributes { no_atime: flags.noatime, no_dir_atime: flags.nodiratime, ..Attributes::default() };
-    let lower = Attributes { read_only: true, no_atime: true, ..Attributes::default() };
     let mut with_workdir = resolved.workdir.as_mut();
     for (index, branch) in resolved.branches.iter_mut().enumerate() {
         let cloned = match (branch.writable, with_workdir.take()) {
             (true, Some(workdir)) => clone_together(&mut branch.place, workdir, quiet),
             (_, unused) => {
                 with_workdir = unused;
-                clone_one(&mut branch.place, if branch.writable { quiet } else { lower })
+                clone_one(&mut branch.place, if branch.writable { quiet } else { LOWER })
             }
         };
         if let Err(errno) = cloned {
@@ -53,6 +52,17 @@ pub(crate) fn clone_all(resolved: &mut Resolved, overlaps: &Overlaps, flags: &Mo
         }
     }
     Ok(())
+}
+
+/// What nothing can be changed through.
+const LOWER: Attributes = Attributes { read_only: true, no_atime: true, no_dir_atime: false, private: false };
+
+/// A clone of the mount of a lower that is opened while the union is served.
+///
+/// # Errors
+/// Those of open_tree(2) and mount_setattr(2).
+pub(crate) fn clone_lower(root: &OwnedFd) -> Result<OwnedFd, Errno> {
+    clone_tree(root, LOWER)
 }
 
 fn clone_one(place: &mut Place, wanted: Attributes) -> Result<(), Errno> {

@@ -3,7 +3,9 @@
 mod attached;
 mod auto_unmount;
 mod clone;
+mod door;
 mod fusermount;
+mod keeper;
 mod launch;
 mod limits;
 mod lineage;

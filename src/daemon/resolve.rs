@@ -133,7 +133,9 @@ pub(crate) fn refusal(role: Role, path: &Path, root: Option<&Place>, errno: Errn
             "no permission to enter {role} {path:?}{below}: run as a user who may, or change the directory's permissions"
         ),
         Errno::NOTCONN => {
-            format!("{role} {path:?}{below}: the filesystem there does not answer (its daemon is gone): mount it anew")
+            format!(
+                "{role} {path:?}{below}: the filesystem there does not answer (its daemon is gone, or its servers are): mount it anew, or start them"
+            )
         }
         Errno::NOSYS => format!("cannot open {role} {path:?}{below}: chroot= needs Linux 5.6 or newer (openat2)"),
         errno => format!("cannot open {role} {path:?}{below}: {}", describe(errno)),

@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use rustix::fs::{Mode, OFlags};
 
 use crate::daemon::clone::clone_all;
+use crate::daemon::keeper::Keeper;
 use crate::daemon::launch::{Ready, in_background};
 use crate::daemon::logger::{self, Later};
 use crate::daemon::means::{Means, Mount};
@@ -23,7 +24,7 @@ use crate::daemon::resolve::{self, Checked, Resolved, describe};
 use crate::daemon::sandbox::Sandbox;
 use crate::daemon::stdio::Null;
 use crate::daemon::table::MountTable;
-use crate::daemon::{limits, lock, namespace, owners_aside, signals, unmapped, watch};
+use crate::daemon::{door, limits, lock, namespace, owners_aside, signals, unmapped, watch};
 use crate::fuse::awake;
 use crate::fuse::session::{Audience, Connection, connect};
 use crate::fuse::{Adapter, Settings};
@@ -87,6 +88,7 @@ fn serve(request: &MountRequest, ready: Ready) -> Checked<()> {
     rustix::process::umask(Mode::empty());
     limits::set(request.max_files);
     let Plan { mut resolved, overlaps, means, mountpoint } = plan(request)?;
+    let doors = door::find_all(&resolved);
     clone_all(&mut resolved, &overlaps, &request.flags)?;
     let equipment = Equipment {
         sandbox: Sandbox::prepare(resolved.chroot.take()),
@@ -95,7 +97,8 @@ fn serve(request: &MountRequest, ready: Ready) -> Checked<()> {
         awake: if request.awake { Some(open_awake()?) } else { None },
     };
     // Held to the end of this function, which is the end of the process.
-    let _locks = lock::lock_all(&resolved, request.lock_wait)?;
+    let mut locks = lock::lock_all(&resolved, request.lock_wait)?;
+    let keeper = locks.file.take().map(Keeper::sign).transpose()?;
     let (device, mount) = means.mount(request, mountpoint)?;
     let mount = Arc::new(Mutex::new(mount));
 
@@ -104,7 +107,11 @@ fn serve(request: &MountRequest, ready: Ready) -> Checked<()> {
         let (connection, spare) = open_connection(union.clone(), device, request)?;
         let watched = settle(request, equipment, &mount, ready)?;
         if let Some(watch) = watch {
-            watch.start(union, spare.notices()).map_err(|error| format!("cannot start a thread: {error}"))?;
+            watch.start(union.clone(), spare.notices()).map_err(|error| format!("cannot start a thread: {error}"))?;
+        }
+        door::watch(doors, union).map_err(|error| format!("cannot start a thread: {error}"))?;
+        if let Some(keeper) = keeper {
+            keeper.start().map_err(|error| format!("cannot start a thread: {error}"))?;
         }
         Ok((connection, spare, watched))
     });

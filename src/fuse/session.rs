@@ -137,7 +137,7 @@ pub(super) fn join_spares() {
 
 /// Ends the process so that the kernel ends the connection at once: threads that wait in the kernel outlive the others, with
 /// all that is open. So /dev/fuse is closed first, by putting something else in its place.
-fn give_up() {
+pub(crate) fn give_up() {
     for &number in &*DEVICES.lock() {
         if let Err(errno) = process::replace(number, rustix::stdio::stdin()) {
             log::error!("the connection cannot be ended: {errno}");

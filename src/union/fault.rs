@@ -3,9 +3,12 @@
 //! Every call that changes a branch asks `step` first (they all stand in `branch::dir` and `copyup`), so "at every
 //! instant" can be tried one instant after the other. Armed per thread: tests run beside each other, and a daemon that
 //! nobody armed pays one thread-local read.
+//!
+//! The same gate is shut for all threads while nobody knows whether the upper is still this union's own (`freeze`).
 
 use std::cell::Cell;
 use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::union::error::{Errno, Result};
 
@@ -45,11 +48,28 @@ pub fn disarm() -> usize {
     ARMED.take().map_or(0, |armed| armed.seen)
 }
 
+/// One process has one union.
+static FROZEN: AtomicBool = AtomicBool::new(false);
+
+/// From now on every change fails with `ENOTCONN`, or none does.
+pub fn freeze(frozen: bool) {
+    FROZEN.store(frozen, Ordering::Release);
+}
+
+/// To be asked before data are written, which is no step.
+///
+/// # Errors
+/// `ENOTCONN` while changes are frozen.
+pub(crate) fn writable() -> Result<()> {
+    if FROZEN.load(Ordering::Acquire) { Err(Errno::NOTCONN) } else { Ok(()) }
+}
+
 /// To be asked before each change of a branch; `what` names it for the log.
 ///
 /// # Errors
-/// What `arm` was told to let this step fail with.
+/// What `arm` was told to let this step fail with; as `writable`.
 pub(crate) fn step(what: &'static str) -> Result<()> {
+    writable()?;
     let Some(armed) = ARMED.get() else { return Ok(()) };
     match count(armed) {
         None => Ok(()),

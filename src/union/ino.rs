@@ -6,7 +6,6 @@
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use dashmap::DashMap;
 use parking_lot::RwLock;
@@ -22,15 +21,15 @@ use crate::union::types::{Ino, Time};
 
 /// Bits of a number that are the device's index; bit 63 stays free for programs that keep numbers signed.
 const SHIFT: u32 = 56;
-/// Index under which numbers are handed out one by one, for devices that use the high bits themselves.
-const COUNTED: u64 = 0x7f;
+/// Index under which numbers are made anew, for devices that use the high bits themselves.
+const FOLDED: u64 = 0x7f;
 
 /// Numbers for the objects of all branches.
 #[derive(Default)]
 pub struct Numbers {
     devices: RwLock<Vec<u64>>,
-    counted: DashMap<(u64, u64), u64>,
-    next: AtomicU64,
+    /// Whose numbers made anew are: device and its own number.
+    folded: DashMap<u64, (u64, u64)>,
 }
 
 impl Numbers {
@@ -40,11 +39,17 @@ impl Numbers {
         if index == 0 {
             return Ino(ino);
         }
-        if index < COUNTED && ino >> SHIFT == 0 {
+        if index < FOLDED && ino >> SHIFT == 0 {
             return Ino(index << SHIFT | ino);
         }
-        let number = *self.counted.entry((dev, ino)).or_insert_with(|| self.next.fetch_add(1, Ordering::Relaxed));
-        Ino(COUNTED << SHIFT | number)
+        // Made of the device's index, so that it is the same after a remount; of two that come out the same, which hardly
+        // ever happens, the second takes the next one.
+        let mixed = (ino ^ index.rotate_right(8)).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - SHIFT);
+        let mut number = mixed;
+        while *self.folded.entry(number).or_insert((dev, ino)) != (dev, ino) {
+            number = (number + 1) & ((1 << SHIFT) - 1);
+        }
+        Ino(FOLDED << SHIFT | number)
     }
 
     fn index(&self, dev: u64) -> u64 {
@@ -77,7 +82,8 @@ impl Numbers {
         let keys = &stack.upper()?.writer.keys;
         if let Some(value) = at.mark(&keys.origin)? {
             let Some((uuid, handle)) = origin::decode(&value) else { return Ok(None) };
-            for branch in stack.branches.iter().filter(|branch| branch.uuid == uuid && !stack.is_upper(branch.id)) {
+            let lowers = stack.branches.iter().filter(|branch| !stack.is_upper(branch.id));
+            for branch in lowers.filter(|branch| branch.handles && branch.uuid == uuid) {
                 match sys::handle::open(branch.readable.as_fd(), &handle, OFlags::PATH) {
                     Ok(fd) => {
                         let stat = stat(fd.as_fd(), c"", AtFlags::EMPTY_PATH)?;
@@ -93,7 +99,7 @@ impl Numbers {
             }
             return Ok(None);
         }
-        if stack.branches.iter().all(|branch| branch.handles) {
+        if stack.branches.iter().all(|branch| branch.handles || stack.is_upper(branch.id)) {
             return Ok(None);
         }
         let Some(value) = at.mark(&keys.origin_number)? else { return Ok(None) };
@@ -126,17 +132,36 @@ mod tests {
     #[test]
     fn numbers_are_passed_through_and_never_meet() {
         let numbers = Numbers::default();
-        for (dev, ino, shown) in [
-            (10, 5, 5),
-            (10, u64::MAX, u64::MAX),
-            (20, 5, 1 << SHIFT | 5),
-            (30, 5, 2 << SHIFT | 5),
-            (20, 1 << 60, COUNTED << SHIFT),
-            (20, 1 << 61, COUNTED << SHIFT | 1),
-            (20, 1 << 60, COUNTED << SHIFT),
-            (10, 5, 5),
-        ] {
+        for (dev, ino, shown) in
+            [(10, 5, 5), (10, u64::MAX, u64::MAX), (20, 5, 1 << SHIFT | 5), (30, 5, 2 << SHIFT | 5), (10, 5, 5)]
+        {
             assert_eq!(numbers.number(dev, ino), Ino(shown), "{dev} {ino}");
         }
+    }
+
+    #[test]
+    fn numbers_made_anew_last_and_never_meet() {
+        let (first, again) = (Numbers::default(), Numbers::default());
+        for (numbers, device) in [(&first, 20), (&again, 21)] {
+            numbers.number(10, 1);
+            numbers.number(device, 1);
+        }
+        let high = |at: u64| (1 << 63) + at * 0x1_0000_0000_0001;
+        let all: Vec<Ino> = (0..10_000).map(|at| first.number(20, high(at))).collect();
+        // After a remount the device has another number, and others come first.
+        let later: Vec<Ino> = (0..10_000).rev().map(|at| again.number(21, high(at))).collect();
+        assert!(all.iter().eq(later.iter().rev()));
+        assert!(all.iter().all(|ino| ino.0 >> SHIFT == FOLDED));
+        assert_eq!(all.iter().collect::<std::collections::HashSet<_>>().len(), all.len());
+
+        // Two that come out the same: the second gets another one, and keeps it.
+        let taken = all[0].0 & ((1 << SHIFT) - 1);
+        let numbers = Numbers::default();
+        numbers.number(10, 1);
+        numbers.number(20, 1);
+        numbers.folded.insert(taken, (99, 99));
+        let moved = numbers.number(20, high(0));
+        assert_ne!(moved, all[0]);
+        assert_eq!(numbers.number(20, high(0)), moved);
     }
 }

@@ -3,10 +3,11 @@
 //! Not here: what a name means (`resolve`).
 
 use std::collections::HashSet;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags};
+use sha2::{Digest, Sha256};
 use smallvec::SmallVec;
 
 use crate::sys;
@@ -38,9 +39,10 @@ pub struct Branch {
     pub reader: Reader,
     /// Uuid of its filesystem, zeros if unknown.
     pub uuid: [u8; 16],
-    /// Tells its filesystem from others, over reboots where the filesystem can: f_fsid.
+    /// Tells its filesystem from others, over reboots where the filesystem can: f_fsid, or made of the branch's path where
+    /// there is none (FUSE, 9p).
     pub tag: u64,
-    /// Whether its filesystem has file handles.
+    /// Whether its filesystem has file handles that last: those of FUSE are places in its server's memory.
     pub handles: bool,
     /// Its mount is read-only.
     pub read_only: bool,
@@ -57,7 +59,7 @@ impl Branch {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let readable = Arc::new(rustix::fs::openat(&root, c".", flags, Mode::empty())?);
         let filesystem = rustix::fs::fstatvfs(&readable)?;
-        let (tag, flags) = (filesystem.f_fsid, filesystem.f_flag);
+        let (tag, flags) = (tag_of(filesystem.f_fsid, &label), filesystem.f_flag);
         let read_only = flags.contains(rustix::fs::StatVfsMountFlags::RDONLY);
         let uuid = sys::ioctl::filesystem_uuid(readable.as_fd());
         let xwhiteouts = match &reader.overlay {
@@ -65,22 +67,55 @@ impl Branch {
             None => None,
         };
         let root = RealDir::root(id, readable.clone(), fds, xwhiteouts.as_deref() == Some(b"x"))?;
-        let handles = root.itself()?.handle().is_ok();
-        let trust = trust_in(rustix::fs::fstatfs(&readable)?.f_type as u32);
+        let magic = rustix::fs::fstatfs(&readable)?.f_type as u32;
+        let handles = magic != FUSE && root.itself()?.handle().is_ok();
+        let trust = trust_in(magic);
         Ok(Self { id, label, root, readable, reader, uuid, tag, handles, read_only, trust })
     }
 }
+
+/// What tells a filesystem from others: two without an f_fsid must not be taken for one.
+fn tag_of(fsid: u64, label: &str) -> u64 {
+    if fsid != 0 {
+        return fsid;
+    }
+    let digest = Sha256::digest(label);
+    digest.iter().take(8).fold(0, |tag, byte| tag << 8 | u64::from(*byte))
+}
+
+/// FUSE: Gluster, sshfs, virtiofs and many more.
+const FUSE: u32 = 0x6573_5546;
 
 /// What to think of a filesystem of this type, by statfs(2)'s magic numbers.
 fn trust_in(magic: u32) -> Trust {
     match magic {
         // squashfs, erofs, iso9660, cramfs, romfs
         0x7371_7368 | 0xe0f5_e1e2 | 0x9660 | 0x28cd_3d45 | 0x7275 => Trust::Immutable,
-        // NFS, FUSE, SMB1, CIFS, SMB2, Ceph, 9p, AFS, Coda, Lustre
-        0x6969 | 0x6573_5546 | 0x517b | 0xff53_4d42 | 0xfe53_4d42 | 0x00c3_6400 | 0x0102_1997 | 0x5346_414f
-        | 0x7375_7245 | 0x0bd0_0bd0 => Trust::Remote,
+        // Served by a machine: NFS, SMB1, CIFS, SMB2, Ceph, 9p, AFS twice, Coda, Lustre, OrangeFS, GPFS, BeeGFS, NCP, vboxsf, HGFS
+        FUSE | 0x6969 | 0x517b | 0xff53_4d42 | 0xfe53_4d42 | 0x00c3_6400 | 0x0102_1997 | 0x5346_414f | 0x6b41_4653
+        | 0x7375_7245 | 0x0bd0_0bd0 | 0x2003_0528 | 0x4750_4653 | 0x1983_0326 | 0x564c | 0x786f_4256 | 0xbacb_acbc => {
+            Trust::Remote
+        }
+        // On a disk that several machines write to: GFS2, OCFS2
+        0x0116_1970 | 0x7461_636f => Trust::Remote,
         _ => Trust::Local,
     }
+}
+
+/// Whether `on` lies on FUSE, of which the server can end while it is mounted.
+///
+/// # Errors
+/// Those of fstatfs(2).
+pub fn is_fuse(on: BorrowedFd<'_>) -> Result<bool> {
+    Ok(rustix::fs::fstatfs(on)?.f_type as u32 == FUSE)
+}
+
+/// Whether other machines may change the filesystem that `on` lies on.
+///
+/// # Errors
+/// Those of fstatfs(2).
+pub fn is_remote(on: BorrowedFd<'_>) -> Result<bool> {
+    Ok(trust_in(rustix::fs::fstatfs(on)?.f_type as u32) == Trust::Remote)
 }
 
 /// What the upper needs to be written.
@@ -163,5 +198,36 @@ impl Stack {
     pub fn child(&self, dir: &Arc<RealDir>, name: &Name, stat: &Stat, xwhiteouts: bool) -> Arc<RealDir> {
         let covered = !self.covered.is_empty() && self.covered.contains(&stat.identity());
         dir.child(name, stat, if covered { Presence::Covered } else { Presence::Real }, xwhiteouts)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn filesystems_are_known_by_their_numbers() {
+        for (magic, trust) in [
+            (0x6969, Trust::Remote),
+            (FUSE, Trust::Remote),
+            (0xfe53_4d42, Trust::Remote),
+            (0x00c3_6400, Trust::Remote),
+            (0x0116_1970, Trust::Remote),
+            (0x7461_636f, Trust::Remote),
+            (0x7371_7368, Trust::Immutable),
+            (0xef53, Trust::Local),
+            (0x0102_1994, Trust::Local),
+        ] {
+            assert_eq!(trust_in(magic), trust, "{magic:x}");
+        }
+    }
+
+    #[test]
+    fn filesystems_without_an_id_are_told_apart_by_their_paths() {
+        assert_eq!(tag_of(7, "/a"), 7);
+        assert_ne!(tag_of(0, "/a"), 0);
+        assert_ne!(tag_of(0, "/a"), tag_of(0, "/b"));
+        // On disk: another value would be another filesystem.
+        assert_eq!(tag_of(0, "/precise"), tag_of(0, "/precise"));
     }
 }

@@ -20,6 +20,10 @@ use crate::union::name::Name;
 /// The private area inside a positional upper; reserved in every union (`Name::is_reserved`).
 pub const PRIVATE: &str = ".cowfs";
 
+/// A file in the private area that is locked by whoever uses the upper, where locks of directories are not told to the
+/// server (`daemon::lock`).
+pub const LOCK: &str = "lock";
+
 /// A whiteout in the private area whose further names are the whiteouts of the upper, as in overlayfs: they need no inode
 /// each, so that files can be deleted on a full disk.
 const WHITEOUT: &str = "whiteout";
@@ -177,15 +181,20 @@ impl Stage {
         best_effort("sweep the stage", sweep(self.fd()));
         let whiteout = Name::new(WHITEOUT).and_then(|name| change::remove_tree(self.private(), &name));
         best_effort("remove the stage's whiteout", whiteout);
-        if workdir {
-            return;
-        }
         let remove = |dir: BorrowedFd<'_>, name: &str| match Name::new(name).and_then(|name| change::rmdir(dir, &name))
         {
             Err(Errno::NOTEMPTY | Errno::NOENT) => Ok(()),
             other => other,
         };
-        best_effort("remove the stage", remove(self.private(), "stage"));
+        if !workdir {
+            best_effort("remove the stage", remove(self.private(), "stage"));
+        }
+        // Last of all that others who wait for it would use.
+        let lock = Name::new(LOCK).and_then(|name| change::remove_tree(self.private(), &name));
+        best_effort("remove the lock", lock);
+        if workdir {
+            return;
+        }
         best_effort("remove the private area", change::keeping_times(upper, || remove(upper, PRIVATE)));
     }
 }

@@ -14,8 +14,13 @@ use crate::union::error::{Errno, Result};
 use crate::union::node::{Link, Node, Seen};
 use crate::union::types::{Ino, NodeId};
 
-/// Aliases have the highest bit, which no number has that is passed through (`ino`).
-const ALIAS: u64 = 1 << 63;
+/// Aliases have the 16 highest bits set: next to no number of a filesystem has, not even of one that draws them by lot from all
+/// 64 bits (Gluster). One that has gets an alias, too.
+const ALIAS: u64 = 0xffff << 48;
+fn is_alias(number: u64) -> bool {
+    number & ALIAS == ALIAS
+}
+
 /// After how many forgets the table is swept.
 const SWEEP: u64 = 4096;
 
@@ -79,7 +84,7 @@ impl Table {
                     let identity = seen.identity;
                     let node = Arc::new(Node::new(id, seen, index, Some(link)));
                     vacant.insert(node.clone());
-                    if id.0 & ALIAS != 0 {
+                    if is_alias(id.0) {
                         // Once more: an alias that leads nowhere yet may have been swept away.
                         self.aliases.insert(identity, id);
                     }
@@ -117,7 +122,7 @@ impl Table {
         {
             return *id;
         }
-        if seen.ino.0 > NodeId::ROOT.0 && seen.ino.0 & ALIAS == 0 {
+        if seen.ino.0 > NodeId::ROOT.0 && !is_alias(seen.ino.0) {
             return NodeId(seen.ino.0);
         }
         self.alias(seen, None)

@@ -4,6 +4,7 @@
 . "$(dirname "$0")/../lib.sh"
 . "$TEST_DIR/programs/cache.bash"
 . "$TEST_DIR/clients/hosting.bash"
+. "$TEST_DIR/clients/podman.bash"
 GUIDE=$TEST_DIR/../GUIDE.md
 
 # A root of this test's own: the machine's directories, bound; what the guide changes is the test's.
@@ -28,7 +29,7 @@ own_root() {
 }
 
 hosting
-need unionfs-fuse=unionfs-fuse mount.fuse3=fuse3 useradd=passwd podman=podman crun=crun
+need unionfs-fuse=unionfs-fuse mount.fuse3=fuse3 useradd=passwd
 check "a root of the test's own" own_root || finish
 mkdir .test/bin && cp .test/cowfs .test/bin
 # debootstrap is what takes a minute and the network: its result is at hand.
@@ -43,19 +44,9 @@ if [ -e /sys/module/haltpoll/parameters ]; then
 	mkdir .test/haltpoll && echo 0 >.test/haltpoll/guest_halt_poll_ns
 	mount --bind .test/haltpoll /sys/module/haltpoll/parameters
 fi
-# What podman needs on a machine without systemd, with hybrid cgroups, low limits and no network.
+# What podman needs beside its configuration.
 mkdir -p /etc/containers
-cat >/etc/containers/containers.conf <<'CONF'
-[containers]
-cgroups = "disabled"
-netns = "host"
-default_ulimits = ["nofile=1024:1024", "nproc=4096:4096"]
-log_driver = "k8s-file"
-[engine]
-cgroup_manager = "cgroupfs"
-events_logger = "file"
-runtime = "crun"
-CONF
+containers_conf >/etc/containers/containers.conf
 mount -t tmpfs -o mode=1777 none /dev/shm
 mkdir .test/cgroup
 [ "$(stat -f -c %T /sys/fs/cgroup)" = cgroup2fs ] || { mount -t cgroup2 none .test/cgroup && mount --bind .test/cgroup /sys/fs/cgroup; }

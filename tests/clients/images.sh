@@ -4,66 +4,13 @@
 # timeout: 180
 . "$(dirname "$0")/../lib.sh"
 . "$TEST_DIR/programs/cache.bash"
+. "$TEST_DIR/clients/work.bash"
 need fuse-zip=fuse-zip zip=zip mksquashfs=squashfs-tools mkfs.erofs=erofs-utils setfattr=attr setcap=libcap2-bin
 
 # ---- what is in the images ---------------------------------------------------------------------------------------------
 
-mkdir -p tree/dir/sub tree/away/deep tree/many tree/swap
-for f in kept appended gone replaced dir/a dir/sub/b away/one away/deep/two swap/old; do echo "image $f" >"tree/$f"; done
-for ((i = 0; i < 300; i++)); do head -c 2000 /dev/urandom >"tree/many/$i"; done
-head -c 3000000 /dev/urandom >tree/big
-printf '#!/bin/sh\necho ran "$@"\n' >tree/program && chmod 755 tree/program
+make_tree tree
 (cd tree && zip -q -r "$T/image.zip" .) || fail "a zip cannot be made"
-
-# work DIR: the same changes as everywhere.
-work() (
-	cd "$1" || exit 1
-	set -e
-	echo more >>appended
-	rm gone
-	echo new >fresh; mv fresh replaced
-	rm -r dir; mkdir dir; echo new >dir/new
-	mv swap/old swap/new
-	rm many/1?; echo x >many/0
-	printf Y | dd of=big bs=1 seek=1500000 conv=notrunc status=none
-	chmod 600 kept
-	mkdir -p made/deep; echo made >made/deep/file; ln made/deep/file made/link
-)
-
-# names_and_data DIR
-names_and_data() (cd "$1" && find . -mindepth 1 -printf '%y %m %p\n' | sort && find . -type f -print0 | sort -z | xargs -0 sha256sum)
-
-# changed_rightly NAME DIR: it shows the image's tree after the same work on a plain copy.
-changed_rightly() {
-	names_and_data plain >plain.list
-	names_and_data "$2" >union.list
-	same "$1" plain.list union.list
-}
-
-# through_the_union NAME LOWER: mounts a union on it, works, mounts again.
-through_the_union() {
-	local name=$1 lower=$2
-	mkdir -p "upper-$name" ufs
-	check "$name: mounts" union -o cow,allow_other "$lower=RO:upper-$name=RW" ufs || return
-	rm -rf plain && cp -a "$lower" plain
-	names_and_data "$lower" >lower.list && names_and_data ufs >union.list
-	same "$name: shows what is in it" lower.list union.list
-	equal "$name: a program runs from it" "$(ufs/program a b)" "ran a b"
-	work plain || fail "$name: the work on a plain copy"
-	check "$name: is written to" work ufs
-	changed_rightly "$name: shows the changes" ufs
-	check "$name: a directory of it is renamed" mv ufs/away ufs/here && mv plain/away plain/here
-	changed_rightly "$name: and so it is" ufs
-	check "$name: unmounts" unmount ufs
-	check "$name: mounts again" union -o cow,allow_other "$lower=RO:upper-$name=RW" ufs
-	changed_rightly "$name: shows the same" ufs
-	check "$name: can be deleted as a whole" find ufs -mindepth 1 -delete
-	equal "$name: nothing is left" "$(ls -A ufs)" ""
-	check "$name: unmounts again" unmount ufs
-	names_and_data "$lower" >lower.after
-	same "$name: the lower shows what it did" lower.list lower.after
-	check "$name: no daemon is left" no_daemon_left
-}
 
 # ---- a zip -------------------------------------------------------------------------------------------------------------
 
@@ -112,7 +59,9 @@ check "the user's own works" as_user timeout 20 "$COWFS" -o cow "$T/home/zip=RO:
 check "and is written to" as_user sh -c 'cd "$T/home/ufs" && echo more >>appended && rm -r dir && mkdir dir && mv swap/old swap/new && cat appended && ls dir'
 equal "what is below stays" "$(as_user sh -c 'cd "$T/home/zip" && cat appended && ls dir swap | tr "\n" " "')" "image appended
 dir: a sub  swap: old "
-check "he unmounts both" as_user sh -c 'fusermount3 -u "$T/home/ufs" && fusermount3 -u "$T/home/zip"'
+check "he unmounts it" as_user fusermount3 -u "$T/home/ufs"
+check "the daemon goes" no_daemon_left
+check "and the zip" as_user fusermount3 -u "$T/home/zip"
 check "no daemon is left" no_daemon_left
 
 # ---- squashfs and erofs ------------------------------------------------------------------------------------------------

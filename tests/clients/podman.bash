@@ -4,7 +4,21 @@
 
 need podman=podman buildah=buildah crun=crun busybox=busybox-static newuidmap=uidmap getfattr=attr
 
-# What makes podman run on machines without systemd, with hybrid cgroups, low limits and no network.
+# containers.conf for machines without systemd, with hybrid cgroups, low limits and no network.
+containers_conf() {
+	cat <<'CONF'
+[containers]
+cgroups = "disabled"
+netns = "host"
+default_ulimits = ["nofile=1024:1024", "nproc=4096:4096"]
+log_driver = "k8s-file"
+[engine]
+cgroup_manager = "cgroupfs"
+events_logger = "file"
+runtime = "crun"
+CONF
+}
+
 engine() {
 	STORE=$1 ENGINE_USER=${2-}
 	mkdir -p "$STORE/etc" "$STORE/graph" "$STORE/run" "$STORE/xdg" || return 1
@@ -19,17 +33,7 @@ mount_program = "${MOUNT_PROGRAM-$COWFS}"
 # As distributions ship it.
 mountopt = "nodev,metacopy=on"
 CONF
-	cat >"$STORE/etc/containers.conf" <<CONF
-[containers]
-cgroups = "disabled"
-netns = "host"
-default_ulimits = ["nofile=1024:1024", "nproc=4096:4096"]
-log_driver = "k8s-file"
-[engine]
-cgroup_manager = "cgroupfs"
-events_logger = "file"
-runtime = "crun"
-CONF
+	containers_conf >"$STORE/etc/containers.conf"
 	mountpoint -q "$T/.test/cgroup" || { mkdir -p "$T/.test/cgroup" && mount -t cgroup2 none "$T/.test/cgroup"; }
 	# Locks, and what crun and podman know of what runs: the machine's own are not touched.
 	mountpoint -q "$T/.test/run" || {

@@ -28,7 +28,7 @@ check "a far branch" far_away
 check "a union over it" union -o cow,allow_other "$T/far=RO:$T/up=RW" "$T/m"
 D=$(of "$T/m")
 mkdir m/mine
-exec 6<m/mine # So the kernel keeps it, whatever else this machine drops from its caches meanwhile.
+exec 6<m/mine 7<m/d # So the kernel keeps them, whatever else this machine drops from its caches meanwhile.
 ls m/d >/dev/null
 resting=$(ls "/proc/$D/task" | wc -l)
 sleep 1.2 # What the kernel knows of the far branch is old then.
@@ -46,7 +46,7 @@ wait "${READERS[@]}"
 equal "when the branch is back every reader gets its own" "$(cat out.{1..20} | tr '\n' ' ')" "$(echo {1..20}) "
 equal "and all goes on" "$(cat m/d/60 && echo more >>m/d/1 && cat m/d/1)" $'60\n1\nmore'
 check "many at once" bash -c 'for i in {1..60}; do cat m/d/$i >/dev/null & done; wait'
-exec 6<&-
+exec 6<&- 7<&-
 check "umount" unmount m
 check "the daemon ends" bash -c "for i in {1..50}; do kill -0 $D 2>/dev/null || exit 0; sleep 0.1; done; exit 1"
 

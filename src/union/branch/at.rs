@@ -7,7 +7,9 @@ use std::ffi::CStr;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use parking_lot::RwLock;
 use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags, Timespec, Timestamps};
 
 use crate::sys;
@@ -67,16 +69,45 @@ impl Stat {
     }
 }
 
+/// Filesystems that were mounted anew: the device each is now, and the one it was at the start. One process has one union.
+static MOVED: RwLock<Vec<(u64, u64)>> = RwLock::new(Vec::new());
+static ANY_MOVED: AtomicBool = AtomicBool::new(false);
+/// A filesystem has said that nobody serves it.
+static CUT: AtomicBool = AtomicBool::new(false);
+
+/// From now on objects of the device `is` are seen on the device `was`, which the same filesystem has been.
+pub fn device_moved(is: u64, was: u64) {
+    MOVED.write().push((is, was));
+    ANY_MOVED.store(true, Ordering::Release);
+}
+
+/// The number by which a device was known from the start.
+fn device_known_as(dev: u64) -> u64 {
+    if !ANY_MOVED.load(Ordering::Acquire) {
+        return dev;
+    }
+    MOVED.read().iter().find(|(is, _)| *is == dev).map_or(dev, |(_, was)| *was)
+}
+
+/// Whether a filesystem has said, since this was asked before, that nobody serves it (`ENOTCONN`).
+pub fn was_cut() -> bool {
+    CUT.swap(false, Ordering::Relaxed)
+}
+
 /// stat of `name` in `dir`, as statx(2).
 ///
 /// # Errors
 /// Those of statx(2).
 pub fn stat(dir: BorrowedFd<'_>, name: &CStr, flags: AtFlags) -> Result<Stat> {
     let flags = flags | AtFlags::NO_AUTOMOUNT;
-    let x = rustix::fs::statx(dir, name, flags, StatxFlags::BASIC_STATS | StatxFlags::BTIME)?;
+    let x = rustix::fs::statx(dir, name, flags, StatxFlags::BASIC_STATS | StatxFlags::BTIME).inspect_err(|errno| {
+        if *errno == Errno::NOTCONN {
+            CUT.store(true, Ordering::Relaxed);
+        }
+    })?;
     let time = |t: rustix::fs::StatxTimestamp| Time { sec: t.tv_sec, nsec: t.tv_nsec };
     Ok(Stat {
-        dev: rustix::fs::makedev(x.stx_dev_major, x.stx_dev_minor),
+        dev: device_known_as(rustix::fs::makedev(x.stx_dev_major, x.stx_dev_minor)),
         ino: x.stx_ino,
         mode: u32::from(x.stx_mode),
         nlink: x.stx_nlink,

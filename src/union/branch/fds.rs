@@ -9,6 +9,7 @@ use std::sync::Weak;
 use parking_lot::Mutex;
 
 use crate::union::branch::real::RealDir;
+use crate::union::types::BranchId;
 
 /// Bounds how many directories hold a descriptor.
 pub struct DirFds {
@@ -48,6 +49,16 @@ impl DirFds {
         if queue.len() > 64 && queue.len() == queue.capacity() {
             queue.retain(|dir| dir.strong_count() > 0);
         }
+    }
+
+    /// The filesystem of `branch` was mounted anew: every directory of it is opened again when it is next needed.
+    pub(crate) fn close(&self, branch: BranchId) {
+        self.queue.lock().retain(|dir| {
+            let dir = dir.upgrade();
+            let dead = dir.as_ref().filter(|dir| dir.branch == branch);
+            dead.inspect(|dir| dir.close());
+            dir.is_some() && dead.is_none()
+        });
     }
 
     /// Lets go of directories that were forgotten: each entry keeps its directory's memory.

@@ -63,16 +63,16 @@ impl RealDir {
     /// The root of a branch; its descriptor is held for life.
     pub fn root(branch: BranchId, fd: Arc<OwnedFd>, fds: Arc<DirFds>, xwhiteouts: bool) -> Result<Arc<Self>> {
         let stat = stat(fd.as_fd(), c"", AtFlags::EMPTY_PATH)?;
-        let pinned = OnceLock::from(fd);
         Ok(Arc::new(Self {
             branch,
             presence: Presence::Real,
             xwhiteouts,
             identity: stat.identity(),
             place: RwLock::new(None),
-            fd: Mutex::new(None),
+            // Not told to `fds`, so nobody takes it away.
+            fd: Mutex::new(Some(fd)),
             used: AtomicBool::new(false),
-            pinned,
+            pinned: OnceLock::new(),
             impure: Mutex::new(None),
             fds,
         }))
@@ -192,6 +192,16 @@ impl RealDir {
             self.fd.lock().take();
         }
         used
+    }
+
+    /// Its filesystem was mounted anew: `fd` is the same directory there.
+    pub(crate) fn replace(&self, fd: Arc<OwnedFd>) {
+        *self.fd.lock() = Some(fd);
+    }
+
+    /// Gives the descriptor back: it leads to a filesystem that nobody serves.
+    pub(crate) fn close(&self) {
+        self.fd.lock().take();
     }
 
     /// Keeps the descriptor for as long as the directory is known: it is about to lose its name.

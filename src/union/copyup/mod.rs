@@ -36,8 +36,8 @@ pub struct Source<'a> {
     pub data: Option<&'a At>,
     /// What of a regular file is wanted.
     pub wanted: Wanted,
-    /// Uuid of its filesystem, for the origin mark.
-    pub uuid: [u8; 16],
+    /// Uuid of its filesystem, for the origin mark; `None` if the filesystem has no handles that last.
+    pub uuid: Option<[u8; 16]>,
     /// Tag of its device, for the origin mark where the filesystem has no handles.
     pub tag: u64,
 }
@@ -154,12 +154,13 @@ impl<'a> Workshop<'a> {
     /// Records where the copy comes from. Without room for the mark the inode number changes at the next mount, which
     /// is no reason to refuse the write.
     fn mark_origin(&self, source: &Source<'_>, copy: &At) -> Result<()> {
-        let (key, value) = match source.at.handle() {
-            Ok(handle) => match origin::encode(&handle, source.uuid) {
+        let handle = source.uuid.and_then(|uuid| Some((source.at.handle().ok()?, uuid)));
+        let (key, value) = match handle {
+            Some((handle, uuid)) => match origin::encode(&handle, uuid) {
                 Some(value) => (&self.keys.origin, value),
                 None => return Ok(()),
             },
-            Err(_) => (&self.keys.origin_number, origin::encode_number(source.tag, source.stat.ino)),
+            None => (&self.keys.origin_number, origin::encode_number(source.tag, source.stat.ino)),
         };
         match copy.set_xattr(key, &value, 0) {
             Err(Errno::OPNOTSUPP | Errno::PERM) => {

@@ -79,7 +79,7 @@ impl Union {
         let listing = match begun {
             Some(listing) => listing,
             None => {
-                // To the end: who changes names meanwhile could not take the listing back that is not kept yet.
+                // Until it is kept: a listing from before a change must not come after one that was taken after it.
                 let _shared = node.children.read();
                 let listing = self.readings.begin(self.listing(&node)?);
                 self.readings.keep(node.id, listing.clone());
@@ -95,7 +95,7 @@ impl Union {
         Ok(())
     }
 
-    /// The caller holds `node.children`.
+    /// To be called with the directory's `children` held.
     fn listing(&self, node: &Arc<Node>) -> Result<Listing> {
         let layers = node.layers()?;
         node.pages.store(self.listing_stamp(&layers)?, Ordering::Release);

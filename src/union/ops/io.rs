@@ -8,6 +8,7 @@ use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 
 use crate::union::engine::Union;
 use crate::union::error::{Errno, Result};
+use crate::union::fault;
 use crate::union::types::{Caller, HandleId};
 
 /// SEEK_DATA and SEEK_HOLE of lseek(2).
@@ -44,6 +45,7 @@ impl Union {
     /// # Errors
     /// Those of pwrite(2); if part of the data was written, that is the answer.
     pub fn write(&self, handle: HandleId, offset: u64, data: &[u8]) -> Result<usize> {
+        fault::writable()?;
         let fd = self.file_fd(handle)?;
         let mut done = 0;
         while done < data.len() {
@@ -102,6 +104,7 @@ impl Union {
     /// # Errors
     /// Those of fallocate(2).
     pub fn fallocate(&self, handle: HandleId, mode: c_int, offset: u64, length: u64) -> Result<()> {
+        fault::writable()?;
         let fd = self.file_fd(handle)?;
         rustix::fs::fallocate(&fd, FallocateFlags::from_bits_retain(mode.cast_unsigned()), offset, length)
     }
@@ -131,6 +134,7 @@ impl Union {
         (to, mut to_offset): (HandleId, u64),
         length: u64,
     ) -> Result<usize> {
+        fault::writable()?;
         let (source, target) = (self.file_fd(from)?, self.file_fd(to)?);
         let length = usize::try_from(length).unwrap_or(usize::MAX).min(1 << 30);
         rustix::fs::copy_file_range(&source, Some(&mut from_offset), &target, Some(&mut to_offset), length)

@@ -75,7 +75,7 @@ impl Union {
     /// Those of fstatfs(2).
     pub fn statfs(&self) -> Result<StatFs> {
         let top = self.stack.branches.first().ok_or(Errno::IO)?;
-        let fs = rustix::fs::fstatvfs(&top.readable)?;
+        let fs = rustix::fs::fstatvfs(&*top.root.fd()?)?;
         let size = |size: u64| u32::try_from(size).unwrap_or(4096);
         Ok(StatFs {
             blocks: fs.f_blocks,

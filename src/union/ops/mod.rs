@@ -4,6 +4,7 @@
 //! Here: what all of them need, from a name to a node and from a real object's stat to the attributes shown.
 
 mod again;
+mod anew;
 mod attr;
 pub mod behind;
 mod dir;

@@ -84,7 +84,7 @@ impl Union {
         (data, wanted): (Option<&At>, Wanted),
     ) -> Result<Copy<'a>> {
         let branch = self.stack.branch(dir.branch)?;
-        let source = Source { at, stat, data, wanted, uuid: branch.uuid, tag: branch.tag };
+        let source = Source { at, stat, data, wanted, uuid: branch.handles.then_some(branch.uuid), tag: branch.tag };
         upper.workshop().copy(&source).during("copy up", at)
     }
 
@@ -257,7 +257,14 @@ impl Union {
         let branch = self.stack.branch(branch)?;
         // The data of a file without a name could not be found again.
         let wanted = if wanted == Wanted::Attributes { Wanted::ALL } else { wanted };
-        let source = Source { at: &at, stat: &stat, data: Some(&data), wanted, uuid: branch.uuid, tag: branch.tag };
+        let source = Source {
+            at: &at,
+            stat: &stat,
+            data: Some(&data),
+            wanted,
+            uuid: branch.handles.then_some(branch.uuid),
+            tag: branch.tag,
+        };
         let copy = upper.workshop().copy(&source)?;
         let mut body = node.body.write();
         let fresh = copy.at()?.stat()?;
