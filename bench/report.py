@@ -141,8 +141,8 @@ def bars(whole):
 
     parts, y = [text(10, 24, "Seconds relative to kernel overlayfs (1.0); shorter is better", kind="t")], top
     for n, key in enumerate(keys):
-        parts.append(f'<rect x="{10 + n * 165}" y="36" width="10" height="10" fill="{COLOURS[key]}"/>')
-        parts.append(text(24 + n * 165, 45, whole["peers"][key][0]))
+        parts.append(f'<rect x="{10 + n * 147}" y="36" width="10" height="10" fill="{COLOURS[key]}"/>')
+        parts.append(text(24 + n * 147, 45, whole["peers"][key][0]))
     body = []
     for row in whole["table"]:
         base = yardstick(row, whole)
