@@ -131,7 +131,8 @@ pub(crate) fn watch(mut doors: Vec<Door>, union: Arc<Union>) -> std::io::Result<
         loop {
             sleep(PERIOD);
             if was_cut() || away {
-                away = doors.iter_mut().filter_map(|door| door.look(&union).then_some(())).count() > 0;
+                // Each of them, whatever the others are.
+                away = doors.iter_mut().fold(false, |away, door| door.look(&union) | away);
             }
         }
     };

@@ -78,7 +78,7 @@ impl Wish {
         let tick = (now.tv_sec.unsigned_abs() * 1000 + now.tv_nsec.unsigned_abs() / 1_000_000) / TICK;
         if self.tick.swap(tick, Ordering::Relaxed) != tick {
             self.before.store(asked, Ordering::Relaxed);
-        } else if asked - self.before.load(Ordering::Relaxed).min(asked) >= BURST
+        } else if asked.saturating_sub(self.before.load(Ordering::Relaxed)) >= BURST
             && !self.held.swap(true, Ordering::AcqRel)
             && self.write(AWAKE)
         {

@@ -78,8 +78,7 @@ pub(crate) fn step(what: &'static str) -> Result<()> {
             Err(errno)
         }
         Some(Action::Meet(place)) => {
-            place.wait();
-            place.wait();
+            meet(place);
             Ok(())
         }
         Some(Action::Die) => crate::sys::process::exit_now(DIED),
@@ -92,9 +91,13 @@ pub(crate) fn look() {
     if matches!(armed.action, Some(Action::Meet(_)))
         && let Some(Action::Meet(place)) = count(armed)
     {
-        place.wait();
-        place.wait();
+        meet(place);
     }
+}
+
+fn meet(place: &Barrier) {
+    place.wait();
+    place.wait();
 }
 
 fn count(mut armed: Armed) -> Option<Action> {

@@ -89,6 +89,15 @@ peer_writes() {
 	done
 }
 
+# peer_reads NAME PEER: the peer shows on the same branches what cowfs has shown (cowfs.tree).
+peer_reads() {
+	peer_mount "$2" || return
+	listing peer.tree
+	same "$1" cowfs.tree peer.tree
+	unmount mnt
+	settle_daemons
+}
+
 # cowfs_writes PEER FORMAT OPTION CHANGE...: cowfs changes the tree; it shows the right tree at once and after a remount, and
 # then the peer shows it too.
 cowfs_writes() {
@@ -115,11 +124,7 @@ cowfs_writes() {
 		no_daemon_left
 		tree "lower" exact >lower.after
 		same "cowfs left the lower as it was ($change, $option)" lower.before lower.after
-		peer_mount "$peer" || continue
-		listing peer.tree
-		same "cowfs wrote, $peer reads: the same tree ($change, $option)" cowfs.tree peer.tree
-		unmount mnt
-		settle_daemons
+		peer_reads "cowfs wrote, $peer reads: the same tree ($change, $option)" "$peer"
 	done
 }
 

@@ -57,7 +57,7 @@ impl Union {
         }
         let at = from.itself()?;
         let stat = at.stat()?;
-        let copy = self.copy(upper, &from, (&at, &stat), (None, Wanted::Attributes))?;
+        let copy = self.copy(upper, from.branch, (&at, &stat), (None, Wanted::Attributes))?;
         let _names = link.parent.children.write();
         if !node.body.read().has_link(&link.parent, &link.name) {
             // Renamed or removed meanwhile; whoever asked looks again.
@@ -79,11 +79,11 @@ impl Union {
     fn copy<'a>(
         &self,
         upper: &'a Upper,
-        dir: &RealDir,
+        branch: BranchId,
         (at, stat): (&At, &Stat),
         (data, wanted): (Option<&At>, Wanted),
     ) -> Result<Copy<'a>> {
-        let branch = self.stack.branch(dir.branch)?;
+        let branch = self.stack.branch(branch)?;
         let source = Source { at, stat, data, wanted, uuid: branch.handles.then_some(branch.uuid), tag: branch.tag };
         upper.workshop().copy(&source).during("copy up", at)
     }
@@ -174,7 +174,7 @@ impl Union {
         let place = node.body.read().data_place().cloned();
         let data = place.as_ref().map(|place| place.at()).transpose()?;
         let wanted = feasible(upper, wanted, &at, &stat)?;
-        let copy = self.copy(upper, &from, (&at, &stat), (data.as_ref(), wanted))?;
+        let copy = self.copy(upper, from.branch, (&at, &stat), (data.as_ref(), wanted))?;
         let _names = link.parent.children.write();
         // From here on, since a look-up that finds the copy by the index has to find it in this node.
         let mut body = node.body.write();
@@ -184,12 +184,7 @@ impl Union {
         let fresh = copy.at()?.stat()?;
         let entry = self.enter_index(upper, (from.branch, &stat), &copy, body.gone)?;
         self.adopt(node, &copy, &dir, &fresh);
-        if let Err(errno) = self.publish(upper, copy, &dir, &link.name) {
-            if let (Some(index), Some(entry)) = (&self.index, &entry) {
-                self.tidy("take a copy out of the index", index.withdraw(entry));
-            }
-            return Err(errno);
-        }
+        self.publish(upper, copy, &dir, &link.name).inspect_err(|_| self.leave_index(entry.as_ref()))?;
         self.settle_index(upper, &mut body, entry);
         body.remember(Link { branch: Stack::UPPER, ..link.clone() });
         body.before = Some(body.identity);
@@ -228,6 +223,13 @@ impl Union {
         }
     }
 
+    /// The copy could not be brought where it shall be.
+    fn leave_index(&self, entry: Option<&Name>) {
+        if let (Some(index), Some(entry)) = (&self.index, entry) {
+            self.tidy("take a copy out of the index", index.withdraw(entry));
+        }
+    }
+
     /// The copy of the object whose body is given is where it shall be: its names count from now on.
     fn settle_index(&self, upper: &Upper, body: &mut Body, entry: Option<Name>) {
         body.index = None;
@@ -254,29 +256,16 @@ impl Union {
             (body.at()?, body.data_at()?.0, body.branch)
         };
         let stat = at.stat()?;
-        let branch = self.stack.branch(branch)?;
         // The data of a file without a name could not be found again.
         let wanted = if wanted == Wanted::Attributes { Wanted::ALL } else { wanted };
-        let source = Source {
-            at: &at,
-            stat: &stat,
-            data: Some(&data),
-            wanted,
-            uuid: branch.handles.then_some(branch.uuid),
-            tag: branch.tag,
-        };
-        let copy = upper.workshop().copy(&source)?;
+        let copy = self.copy(upper, branch, (&at, &stat), (Some(&data), wanted))?;
         let mut body = node.body.write();
         let fresh = copy.at()?.stat()?;
         let entry = match body.gone < stat.nlink {
-            true => self.enter_index(upper, (branch.id, &stat), &copy, body.gone)?,
+            true => self.enter_index(upper, (branch, &stat), &copy, body.gone)?,
             false => None,
         };
-        let fd = copy.keep().inspect_err(|_| {
-            if let (Some(index), Some(entry)) = (&self.index, &entry) {
-                self.tidy("take a copy out of the index", index.withdraw(entry));
-            }
-        })?;
+        let fd = copy.keep().inspect_err(|_| self.leave_index(entry.as_ref()))?;
         let by_index = entry.is_some();
         if by_index {
             self.table.adopt(fresh.identity(), node.id);
