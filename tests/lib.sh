@@ -260,7 +260,8 @@ gone() {
 		until_true 30 not alive "$pid" || { echo "still there: $pid $(tr '\0' ' ' <"/proc/$pid/cmdline")"; return 1; }
 	done
 }
-alive() { case $(sed -n 's/^State:\t//p' "/proc/$1/status" 2>/dev/null) in "" | [ZX]*) return 1 ;; esac; }
+# One thread is enough: what the process has open is open until the last has ended.
+alive() { cat "/proc/$1/task/"*/status 2>/dev/null | grep -q '^State:.[^ZX]'; }
 
 # stop PID...: SIGSTOP, and waits until every thread of them has stopped: kill(2) does not.
 stop() {

@@ -18,12 +18,8 @@ tree ns/lower exact | sed -E "s/ a-?[0-9]+( |$)/\1/" >lower.before
 # As process 1 of its own pid namespace it must not go into the background: its end would end everything there.
 timeout -k 2 90 unshare -mpf --mount-proc --propagation private "$COWFS" "$T/ns/lower=RO:$T/ns/cow/u1=RW" "$T/ufs" &
 W=$!
-D=
-for i in {1..1500}; do
-	D=$(daemons | head -n 1)
-	[ -n "$D" ] && grep -q " $T/ufs .* fuse.cowfs " "/proc/$D/mountinfo" && break
-	sleep 0.02
-done
+# Its own root shows no mounts.
+until_true 30 eval 'D=$(daemons | head -n 1) && nsenter -t "$D" -m -p grep -q " $T/ufs .* fuse.cowfs " /proc/self/mountinfo'
 equal "as process 1: it is" "$(awk '/NSpid/ { print $NF }' "/proc/$D/status")" 1
 equal "as process 1: answers" "$(timeout 30 nsenter -t "$D" -m -p cat "$T/ufs/etc/file")" lower
 nsenter -t "$D" -p --mount -- sh -c 'sleep 0.1 & exit' # an orphan that process 1 inherits
