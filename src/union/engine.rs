@@ -101,7 +101,7 @@ impl Union {
             branches.push(branch);
             upper = Some(tools);
         }
-        let stack = Stack { branches, upper, covered: layout.covered.into_iter().collect() };
+        let stack = Stack::new(branches, upper, layout.covered.into_iter().collect());
         Self::put_together(stack, fds, workdir).map_err(|errno| format!("the union cannot be set up: {errno}"))
     }
 

@@ -35,8 +35,8 @@ for i in {1..5}; do stat m/$i >/dev/null; sleep 0.02; done
 equal "nor for a request now and then" "$(latency)" "$FREE"
 asking m
 check "many requests keep the machine awake" soon 0
-# Where others are at work they may not come, for a moment.
-check "as long as they come" until_true 30 for_a_second 0
+# Where others are at work, requests may not come for a moment.
+check "as long as they come" until_true 30 eval '[ "$(for i in {1..50}; do latency; sleep 0.02; done | grep -cx 0)" -ge 25 ]'
 quiet
 check "then it may sleep again" soon "$FREE"
 asking m

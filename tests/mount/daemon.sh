@@ -290,6 +290,7 @@ os.kill(pid, 15)
 line = log.recv(4096)
 assert line.startswith(b'<28>cowfs[%d]: the union is still in use' % pid), line
 os.close(inside)
+while daemon(): time.sleep(0.05)
 # A syslog that nobody reads must not keep the daemon.
 log.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
 subprocess.run([cowfs, 'l=RO:u=RW', 'm'], check=True)

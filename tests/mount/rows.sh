@@ -90,8 +90,11 @@ def mount():
 
 def daemon():
     for pid in filter(str.isdigit, os.listdir("/proc")):
-        if attempt(os.readlink, f"/proc/{pid}/exe") == 0 and os.readlink(f"/proc/{pid}/exe") == os.environ["COWFS"]:
-            return int(pid)
+        try:
+            if os.readlink(f"/proc/{pid}/exe") == os.environ["COWFS"]:
+                return int(pid)
+        except OSError:
+            pass
 
 
 for turn in range(8):
@@ -245,7 +248,7 @@ for name in sys.argv[1:]:
     if 0 < most < limit:
         break
     plain = beside("a plain copy", name, lambda: plain_copy(name))
-    limit = max(limit, 3 * plain[len(plain) * 99 // 100])
+    limit = max(limit, 10 * plain[len(plain) * 99 // 100])
     if 0 < most < limit:
         break
 check(f"99 of 100 unrelated requests take less than {limit} ms beside a copy-up of 1 GiB", 0 < most < limit, took[-20:])
