@@ -193,14 +193,27 @@ impl Stack {
     /// The upper is always the first branch.
     pub const UPPER: BranchId = BranchId(0);
 
-    /// All branches, the upper first, if there is one; marks tell the filesystems of the lowers apart from now on.
-    pub fn new(mut branches: Vec<Branch>, upper: Option<Upper>, covered: HashSet<(u64, u64)>) -> Self {
+    /// All branches, the upper first, if there is one, down to the first that is opaque as a whole: nothing below it can be
+    /// seen. Marks tell the filesystems of the lowers apart from now on.
+    ///
+    /// # Errors
+    /// Those of openat(2) and statx(2).
+    pub fn new(mut branches: Vec<Branch>, upper: Option<Upper>, covered: HashSet<(u64, u64)>) -> Result<Self> {
+        let mut shown = branches.len();
+        for (at, branch) in branches.iter().enumerate() {
+            if branch.reader.hides_all_below(&branch.root)? {
+                log::info!("branch {:?} is opaque: what is below it does not show", branch.label);
+                shown = at + 1;
+                break;
+            }
+        }
+        branches.truncate(shown);
         let lowers = branches.get_mut(usize::from(upper.is_some())..).unwrap_or_default();
         let told = tell_apart(&lowers.iter().map(Branch::known).collect::<Vec<_>>());
         for (branch, (tag, unique)) in lowers.iter_mut().zip(told) {
             (branch.tag, branch.unique) = (tag, unique);
         }
-        Self { branches, upper, covered }
+        Ok(Self { branches, upper, covered })
     }
 
     /// The branch called `id`.
