@@ -101,8 +101,10 @@ impl Union {
             branches.push(branch);
             upper = Some(tools);
         }
-        let stack = Stack { branches, upper, covered: layout.covered.into_iter().collect() };
-        Self::put_together(stack, fds, workdir).map_err(|errno| format!("the union cannot be set up: {errno}"))
+        let stack = Stack::new(branches, upper, layout.covered.into_iter().collect());
+        stack
+            .and_then(|stack| Self::put_together(stack, fds, workdir))
+            .map_err(|errno| format!("the union cannot be set up: {errno}"))
     }
 
     fn put_together(stack: Stack, fds: Arc<DirFds>, workdir: bool) -> Result<Self> {

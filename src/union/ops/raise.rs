@@ -84,7 +84,11 @@ impl Union {
         (data, wanted): (Option<&At>, Wanted),
     ) -> Result<Copy<'a>> {
         let branch = self.stack.branch(branch)?;
-        let source = Source { at, stat, data, wanted, uuid: branch.handles.then_some(branch.uuid), tag: branch.tag };
+        let uuid = branch.handles.then_some(branch.uuid);
+        // Of another filesystem that is mounted inside the branch the tag is not known.
+        let here = stat.dev == branch.root.identity().0;
+        let tag = (here && !(branch.handles && branch.unique)).then_some(branch.tag);
+        let source = Source { at, stat, data, wanted, uuid, tag };
         upper.workshop().copy(&source).during("copy up", at)
     }
 
