@@ -142,7 +142,7 @@ fn plan(request: &MountRequest) -> Checked<Plan> {
     }
     let mut resolved = resolve::resolve(request)?;
     if request.container {
-        owners_aside::refuse(&resolved)?;
+        owners_aside::refuse(&resolved.branches)?;
     }
     unmapped::look_below_id_maps(&mut resolved, &request.owners);
     let means = Means::find(request)?;
