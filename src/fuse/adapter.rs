@@ -20,6 +20,7 @@ use fuser::{
 };
 
 use crate::fuse::convert::{errno, handle, kind, node, received_device, set_time};
+use crate::fuse::current::{Current, Exchange};
 use crate::fuse::ioctl::ioctl;
 use crate::fuse::notify::Notices;
 use crate::fuse::offer::{self, Agreed};
@@ -40,6 +41,7 @@ const ORDINARY: Caller = Caller { uid: u32::MAX, gid: u32::MAX, umask: 0 };
 #[derive(Clone)]
 pub struct Adapter {
     union: Arc<Union>,
+    current: Arc<Current>,
     answers: Answers,
     settings: Settings,
     opening: Arc<Opening>,
@@ -61,7 +63,8 @@ impl Adapter {
         let opening = Arc::new(opening);
         let answers = Answers::new(union.clone(), settings.clone(), opening.modes.clone(), notices.clone());
         let (space, agreed) = (Arc::new(Space::of(&union)), Arc::default());
-        Self { union, answers, settings, opening, workers, notices, agreed, space, spare: false }
+        let current = Arc::new(Current::new(union.clone()));
+        Self { union, current, answers, settings, opening, workers, notices, agreed, space, spare: false }
     }
 
     /// The same for further threads of the same connection.
@@ -72,6 +75,16 @@ impl Adapter {
     /// Where the connection's notifier has to be put, once there is one.
     pub fn notices(&self) -> Arc<Notices> {
         self.notices.clone()
+    }
+
+    /// The union that is served; what needs it over more than one moment asks for it anew each time.
+    pub fn current(&self) -> Arc<Current> {
+        self.current.clone()
+    }
+
+    /// Exchanges the lower branches. To be called by a thread that answers no requests.
+    pub fn exchange(&self) -> Arc<Exchange> {
+        Arc::new(|_| Err("the branches cannot be changed yet".to_owned()))
     }
 
     fn caller(&self, request: &Request, umask: u32) -> Caller {

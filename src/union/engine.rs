@@ -57,6 +57,14 @@ pub struct Layout {
     pub covered: Vec<(u64, u64)>,
 }
 
+/// What a union that is served gets below its upper in place of the lowers it has (`ops::over`).
+pub struct NewLowers {
+    /// The lower branches, top first; none is writable.
+    pub lowers: Vec<BranchSource>,
+    /// As in `Layout`.
+    pub covered: Vec<(u64, u64)>,
+}
+
 /// A union of branches, ready to answer requests from any number of threads.
 pub struct Union {
     pub(crate) stack: Stack,
