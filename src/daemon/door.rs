@@ -16,6 +16,7 @@ use rustix::io::Errno;
 use crate::daemon::clone::clone_lower;
 use crate::daemon::lineage::{mount_id, path_of};
 use crate::daemon::resolve::{Id, Resolved, describe};
+use crate::fuse::Current;
 use crate::union::Union;
 use crate::union::branch::at::was_cut;
 use crate::union::stack::is_fuse;
@@ -122,7 +123,7 @@ impl Door {
 ///
 /// # Errors
 /// As thread creation.
-pub(crate) fn watch(mut doors: Vec<Door>, union: Arc<Union>) -> std::io::Result<()> {
+pub(crate) fn watch(mut doors: Vec<Door>, current: Arc<Current>) -> std::io::Result<()> {
     if doors.is_empty() {
         return Ok(());
     }
@@ -132,7 +133,7 @@ pub(crate) fn watch(mut doors: Vec<Door>, union: Arc<Union>) -> std::io::Result<
             sleep(PERIOD);
             if was_cut() || away {
                 // Each of them, whatever the others are.
-                away = doors.iter_mut().fold(false, |away, door| door.look(&union) | away);
+                away = doors.iter_mut().fold(false, |away, door| current.with(|union| door.look(union)) | away);
             }
         }
     };

@@ -102,14 +102,16 @@ fn serve(request: &MountRequest, ready: Ready) -> Checked<()> {
     let (device, mount) = means.mount(request, mountpoint)?;
     let mount = Arc::new(Mutex::new(mount));
 
-    let opened = open_union(resolved, overlaps, request).map(Arc::new).and_then(|union| {
+    let opened = open_union(resolved, overlaps, request).and_then(|union| {
         let watch = if request.watch { Some(watch::begin(&union)?) } else { None };
-        let (connection, spare) = open_connection(union.clone(), device, request)?;
+        let (connection, spare) = open_connection(union, device, request)?;
         let watched = settle(request, equipment, &mount, ready)?;
         if let Some(watch) = watch {
-            watch.start(union.clone(), spare.notices()).map_err(|error| format!("cannot start a thread: {error}"))?;
+            watch
+                .start(spare.current.clone(), spare.notices.clone())
+                .map_err(|error| format!("cannot start a thread: {error}"))?;
         }
-        door::watch(doors, union).map_err(|error| format!("cannot start a thread: {error}"))?;
+        door::watch(doors, spare.current.clone()).map_err(|error| format!("cannot start a thread: {error}"))?;
         if let Some(keeper) = keeper {
             keeper.start().map_err(|error| format!("cannot start a thread: {error}"))?;
         }
@@ -183,11 +185,7 @@ fn open_union(resolved: Resolved, overlaps: Overlaps, request: &MountRequest) ->
     Union::open(layout, request.engine.clone())
 }
 
-fn open_connection(
-    union: Arc<Union>,
-    device: OwnedFd,
-    request: &MountRequest,
-) -> Checked<(Connection<Adapter>, Adapter)> {
+fn open_connection(union: Union, device: OwnedFd, request: &MountRequest) -> Checked<(Connection<Adapter>, Adapter)> {
     let audience = match (request.allow_other, request.allow_root) {
         (true, _) => Audience::Everybody,
         (false, true) => Audience::OwnerAndRoot,
@@ -206,7 +204,7 @@ fn open_connection(
         static_nlink: request.static_nlink,
     };
     let adapter = Adapter::new(union, settings);
-    let (notices, spare) = (adapter.notices(), adapter.spare());
+    let (notices, spare) = (adapter.notices.clone(), adapter.spare());
     let connection = connect(adapter, device, audience, request.threads)
         .map_err(|error| format!("the kernel's first message could not be answered: {error}"))?;
     notices.connect(connection.notifier());

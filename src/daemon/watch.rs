@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use crate::daemon::resolve::{Checked, describe};
+use crate::fuse::Current;
 use crate::fuse::notify::Notices;
 use crate::sys::fanotify::{self, Event};
 use crate::union::Union;
@@ -49,23 +50,23 @@ impl Watch {
     ///
     /// # Errors
     /// As thread creation.
-    pub(super) fn start(self, union: Arc<Union>, notices: Arc<Notices>) -> std::io::Result<()> {
-        let watch = move || self.serve(&union, &notices);
+    pub(super) fn start(self, current: Arc<Current>, notices: Arc<Notices>) -> std::io::Result<()> {
+        let watch = move || self.serve(&current, &notices);
         std::thread::Builder::new().name("cowfs-lowers".into()).spawn(watch).map(drop)
     }
 
-    fn serve(&self, union: &Union, notices: &Notices) {
+    fn serve(&self, current: &Current, notices: &Notices) {
         let mut buffer = vec![0; BUFFER];
         loop {
             let mut tell = |stale| notices.tell(stale);
             let done = fanotify::read(self.0.as_fd(), &mut buffer, &mut |event| match event {
-                Event::Changed(dir, name) => union.changed_behind(&dir, name, &mut tell),
-                Event::Overflow => union.all_shown(&mut tell),
+                Event::Changed(dir, name) => current.with(|union| union.changed_behind(&dir, name, &mut tell)),
+                Event::Overflow => current.with(|union| union.all_shown(&mut tell)),
             });
             if let Err(errno) = done {
                 // The kernel trusts what it was told for a day: better to ask again for all of it than to be silent.
                 log::error!("changes of the lower branches are not heard of any more: {}", describe(errno));
-                union.all_shown(&mut tell);
+                current.with(|union| union.all_shown(&mut tell));
                 return;
             }
         }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use parking_lot::RwLock;
 
+use crate::fuse::notify::Notices;
 use crate::union::{NewLowers, Union};
 
 /// Exchanges the lowers of a union that is served.
@@ -24,6 +25,11 @@ pub struct Current(RwLock<Arc<Union>>);
 impl Current {
     pub(super) fn new(union: Arc<Union>) -> Self {
         Self(RwLock::new(union))
+    }
+
+    /// Exchanges the lowers and tells the kernel by `notices`.
+    pub(super) fn exchange(self: Arc<Self>, _notices: Arc<Notices>) -> Arc<Exchange> {
+        Arc::new(|_| Err("the branches cannot be changed yet".to_owned()))
     }
 
     /// Uses the union. Not to be called by who uses it already.

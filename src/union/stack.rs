@@ -144,22 +144,42 @@ impl Upper {
 /// All branches.
 pub struct Stack {
     /// Top first; the upper, if any, is the first.
-    pub branches: Vec<Branch>,
+    pub branches: Vec<Arc<Branch>>,
     /// The upper's tools, if there is an upper.
-    pub upper: Option<Upper>,
+    pub upper: Option<Arc<Upper>>,
     /// Directories that the union shows empty.
     pub covered: HashSet<(u64, u64)>,
+    /// What the branches below the upper are: the least trustworthy counts.
+    pub trust: Trust,
 }
 
 impl Stack {
     /// The upper is always the first branch.
     pub const UPPER: BranchId = BranchId(0);
 
+    /// A branch that is not in the stack any more.
+    pub const NOWHERE: BranchId = BranchId(u16::MAX);
+
+    /// These branches, the upper first.
+    pub fn new(branches: Vec<Arc<Branch>>, upper: Option<Arc<Upper>>, covered: Vec<(u64, u64)>) -> Self {
+        let lowers = &branches[usize::from(upper.is_some()).min(branches.len())..];
+        let trust = lowers.iter().map(|branch| branch.trust).min().unwrap_or(Trust::Immutable);
+        Self { branches, upper, covered: covered.into_iter().collect(), trust }
+    }
+
+    /// Whether the lowers' marks are `user.*` attributes.
+    pub fn reads_user_marks(&self) -> bool {
+        match &self.upper {
+            Some(upper) => upper.writer.keys.user,
+            None => self.branches.iter().any(|branch| branch.reader.overlay.as_ref().is_some_and(|keys| keys.user)),
+        }
+    }
+
     /// The branch called `id`.
     ///
     /// # Errors
     /// `EIO` if there is none, which no caller can bring about.
-    pub fn branch(&self, id: BranchId) -> Result<&Branch> {
+    pub fn branch(&self, id: BranchId) -> Result<&Arc<Branch>> {
         self.branches.get(usize::from(id.0)).ok_or(Errno::IO)
     }
 
@@ -168,7 +188,7 @@ impl Stack {
     /// # Errors
     /// `EROFS` for a union without a writable branch.
     pub fn upper(&self) -> Result<&Upper> {
-        self.upper.as_ref().ok_or(Errno::ROFS)
+        self.upper.as_deref().ok_or(Errno::ROFS)
     }
 
     /// Whether no branch lies below `id`.

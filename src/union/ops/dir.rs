@@ -88,7 +88,7 @@ impl Union {
         };
         let mut rest = listing.after(offset).peekable();
         if rest.peek().is_none() {
-            self.readings.drop(&listing);
+            self.readings.end(&listing);
             return Ok(());
         }
         rest.all(each);

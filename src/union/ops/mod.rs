@@ -147,7 +147,7 @@ impl Union {
 
     /// The index and the name that a lower file with these attributes would have there; `None` if it has one name only.
     fn index_entry(&self, branch: BranchId, stat: &Stat) -> Result<Option<(&Index, Name)>> {
-        let Some(index) = &self.index else { return Ok(None) };
+        let Some(index) = self.index.as_deref() else { return Ok(None) };
         let is_upper = self.stack.is_upper(branch);
         let branch = self.stack.branch(branch)?;
         let same_device = branch.root.identity().0 == stat.dev;
@@ -217,7 +217,7 @@ impl Union {
                 stat.nlink.saturating_sub(body.gone)
             });
         }
-        if self.index.as_ref().is_none_or(Index::is_empty) {
+        if self.index.as_deref().is_none_or(Index::is_empty) {
             return Ok(stat.nlink);
         }
         let at = body.at()?;
