@@ -21,14 +21,11 @@ pub struct Peer {
 pub fn peer(socket: BorrowedFd<'_>) -> Result<Peer, Errno> {
     let mut found = libc::ucred { pid: 0, uid: u32::MAX, gid: u32::MAX };
     let mut length = size_of::<libc::ucred>() as libc::socklen_t;
-    // SAFETY: `found` has room for `length` bytes, and any bytes make a valid ucred.
-    super::check(
-        unsafe {
-            let place = (&raw mut found).cast();
-            libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_PEERCRED, place, &raw mut length)
-        }
-        .into(),
-    )?;
+    let place = (&raw mut found).cast();
+    // SAFETY: `place` has room for `length` bytes, and any bytes make a valid ucred.
+    let done =
+        unsafe { libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_PEERCRED, place, &raw mut length) };
+    super::check(done.into())?;
     Ok(Peer { pid: found.pid, uid: found.uid })
 }
 
