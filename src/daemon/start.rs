@@ -225,7 +225,8 @@ fn open_connection(union: Union, device: OwnedFd, request: &MountRequest) -> Che
     let (notices, spare) = (adapter.notices.clone(), adapter.spare());
     let connection = connect(adapter, device, audience, request.threads)
         .map_err(|error| format!("the kernel's first message could not be answered: {error}"))?;
-    notices.connect(connection.notifier());
+    let notifier = connection.notifier().map_err(|error| format!("the connection cannot be shared: {error}"))?;
+    notices.connect(notifier);
     Ok((connection, spare))
 }
 

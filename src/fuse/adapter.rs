@@ -58,7 +58,8 @@ impl Adapter {
     /// Serves this union.
     pub fn new(union: impl Into<Arc<Union>>, settings: Settings) -> Self {
         let union = union.into();
-        let (workers, notices, agreed) = (Arc::default(), Arc::<Notices>::default(), Arc::default());
+        let (workers, agreed) = (Arc::default(), Arc::<OnceLock<_>>::default());
+        let notices = Arc::new(Notices::new(agreed.clone()));
         notices.follow(&union);
         let opening = Arc::new(Opening::new(&union, notices.clone(), settings.coherent, settings.direct_io));
         let answers = Answers::new(settings.clone(), opening.modes.clone(), notices.clone());

@@ -6,12 +6,23 @@
 //!
 //! Not here: what becomes of nodes and open files (`ops::over`).
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
-use parking_lot::RwLock;
+use parking_lot::{RwLock, RwLockWriteGuard};
 
 use crate::fuse::notify::Notices;
+use crate::union::ops::behind::Stale;
 use crate::union::{NewLowers, Union};
+
+/// How long requests are kept waiting for those that are under way, at a time.
+const TRY: Duration = Duration::from_millis(20);
+/// How long they are let through then.
+const PAUSE: Duration = Duration::from_millis(80);
+/// After how long it is given up.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Exchanges the lowers of a union that is served.
 ///
@@ -28,8 +39,40 @@ impl Current {
     }
 
     /// Exchanges the lowers and tells the kernel by `notices`.
-    pub(super) fn exchange(self: Arc<Self>, _notices: Arc<Notices>) -> Arc<Exchange> {
-        Arc::new(|_| Err("the branches cannot be changed yet".to_owned()))
+    pub(super) fn exchange(self: Arc<Self>, notices: Arc<Notices>) -> Arc<Exchange> {
+        Arc::new(move |lowers| {
+            let done = catch_unwind(AssertUnwindSafe(|| self.put(lowers)));
+            notices.tell_all(done.map_err(|_| "the branches cannot be changed: see the log".to_owned())??);
+            Ok(())
+        })
+    }
+
+    /// Returns what the kernel must not trust any more.
+    fn put(&self, lowers: NewLowers) -> Result<Vec<Stale>, String> {
+        // Opening the branches may take long, and is in nobody's way.
+        let new = self.with(|union| union.over(lowers))?;
+        let Some(mut slot) = self.alone() else {
+            let seconds = PATIENCE.as_secs();
+            return Err(format!("busy: requests have been under way for {seconds} s; nothing has changed"));
+        };
+        let stale = new.succeed(&slot)?;
+        let old = std::mem::replace(&mut *slot, Arc::new(new));
+        drop(slot);
+        // With the last descriptors of branches that are not there any more.
+        drop(old);
+        Ok(stale)
+    }
+
+    /// Locks the slot when no request is under way. New ones are not kept waiting for a long one.
+    fn alone(&self) -> Option<RwLockWriteGuard<'_, Arc<Union>>> {
+        let begun = Instant::now();
+        while begun.elapsed() < PATIENCE {
+            match self.0.try_write_for(TRY) {
+                None => sleep(PAUSE),
+                slot => return slot,
+            }
+        }
+        None
     }
 
     /// Uses the union. Not to be called by who uses it already.

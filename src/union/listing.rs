@@ -159,6 +159,11 @@ impl Readings {
         }
     }
 
+    /// All directories may list something else now.
+    pub fn clear(&self) {
+        *self.kept.lock() = VecDeque::new();
+    }
+
     /// This listing has been read to its end; somebody else may still read a newer one.
     pub fn end(&self, listing: &Arc<Listing>) {
         let mut kept = self.kept.lock();

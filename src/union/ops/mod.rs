@@ -13,6 +13,7 @@ mod lookup;
 mod make;
 mod metacopy;
 pub mod open;
+mod over;
 mod raise;
 mod remove;
 mod rename;
@@ -81,7 +82,7 @@ impl Union {
         let lower = *stat;
         loop {
             let (seen, in_index) = self.seen_leaf(dir, name, stat)?;
-            let branch = if in_index.is_some() { seen_branch_of_name(&seen) } else { seen.branch };
+            let branch = branch_of_name(&seen, in_index.as_ref());
             let link = Link { parent: parent.clone(), name: name.clone(), branch };
             let settled = in_index.is_some();
             look();
@@ -241,7 +242,8 @@ impl Union {
     }
 }
 
-/// A name that leads to the index is a lower branch's: the topmost lower will do, since only "not the upper" matters.
-fn seen_branch_of_name(seen: &Seen) -> BranchId {
-    BranchId(seen.branch.0.saturating_add(1))
+/// The branch of a name under which something was seen. One that leads to the index is a lower branch's: the topmost lower
+/// will do, since only "not the upper" matters.
+fn branch_of_name(seen: &Seen, in_index: Option<&At>) -> BranchId {
+    if in_index.is_some() { BranchId(seen.branch.0.saturating_add(1)) } else { seen.branch }
 }

@@ -83,8 +83,10 @@ impl Union {
         (at, stat): (&At, &Stat),
         (data, wanted): (Option<&At>, Wanted),
     ) -> Result<Copy<'a>> {
-        let branch = self.stack.branch(branch)?;
-        let source = Source { at, stat, data, wanted, uuid: branch.handles.then_some(branch.uuid), tag: branch.tag };
+        // One that is gone has no file that the copy could be taken for.
+        let branch = self.stack.branch(branch).ok();
+        let uuid = branch.filter(|branch| branch.handles).map(|branch| branch.uuid);
+        let source = Source { at, stat, data, wanted, uuid, tag: branch.map_or(0, |branch| branch.tag) };
         upper.workshop().copy(&source).during("copy up", at)
     }
 
