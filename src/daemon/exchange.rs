@@ -29,6 +29,9 @@ use crate::daemon::table::MountTable;
 use crate::daemon::wire::{Ask, Facts, GREETING, receive, send, unpack_answer};
 use crate::sys::peer::{Peer, peer};
 
+/// /dev/fuse.
+const FUSE: (u32, u32) = (10, 229);
+
 /// How long a daemon may take to say who it is.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -220,7 +223,7 @@ fn ask(proc: &Proc, pid: i32, connection: u64) -> Result<Daemon, Trouble> {
         let Ok(link) = proc.link(&format!("{pid}/fd/{number}")) else { continue };
         if link.as_os_str().as_encoded_bytes().starts_with(b"socket:") {
             sockets.push(number);
-        } else if !serves && link.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"fuse")) {
+        } else if !serves && proc.is_device(&format!("{pid}/fd/{number}"), FUSE) {
             let shown = proc.value(&format!("{pid}/fdinfo/{number}"), "fuse_connection")?;
             // Older kernels do not say: then it is asked.
             serves = shown.is_none_or(|shown| shown.parse() == Ok(connection));

@@ -5,9 +5,10 @@
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 
-use rustix::fs::{Mode, OFlags, PROC_SUPER_MAGIC};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, PROC_SUPER_MAGIC, StatxFlags};
 use rustix::io::Errno;
 
+use crate::daemon::attached::Device;
 use crate::daemon::resolve::{Checked, describe};
 
 /// The directory, opened.
@@ -49,6 +50,15 @@ impl Proc {
         use std::os::unix::ffi::OsStringExt;
         let link = rustix::fs::readlinkat(&self.0, path, Vec::new())?;
         Ok(std::ffi::OsString::from_vec(link.into_bytes()).into())
+    }
+
+    /// Whether what `path` in it leads to is the device of these numbers. Nobody is asked but the kernel.
+    pub(crate) fn is_device(&self, path: &str, (major, minor): Device) -> bool {
+        let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
+        rustix::fs::statx(&self.0, path, flags, StatxFlags::TYPE).is_ok_and(|stat| {
+            FileType::from_raw_mode(stat.stx_mode.into()) == FileType::CharacterDevice
+                && (stat.stx_rdev_major, stat.stx_rdev_minor) == (major, minor)
+        })
     }
 
     /// The names in the directory `path` that are numbers.
