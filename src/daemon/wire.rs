@@ -39,7 +39,7 @@ const MOST_FDS: usize = 2;
 pub(crate) fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>], at_once: bool) -> Result<(), Errno> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_FDS))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
+    if fds.len() > MOST_FDS || !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
         return Err(Errno::TOOBIG);
     }
     let flags = if at_once { SendFlags::NOSIGNAL | SendFlags::DONTWAIT } else { SendFlags::NOSIGNAL };
@@ -308,15 +308,16 @@ mod tests {
 
     #[test]
     fn what_is_torn_or_longer_is_none() {
-        for whole in [facts().pack(), Ask::Covered(Id { dev: 1, ino: 2 }).pack(), pack_answer(&Err("x".into()))] {
-            for end in 0..whole.len() {
-                let torn = &whole[..end];
-                assert!(Facts::unpack(torn).is_none() && Ask::unpack(torn).is_none());
-                assert!(unpack_answer(torn).is_none());
-            }
-            let longer = [&whole[..], &[0]].concat();
-            assert!(Facts::unpack(&longer).is_none() && Ask::unpack(&longer).is_none());
-            assert!(unpack_answer(&longer).is_none());
+        type Reads = fn(&[u8]) -> bool;
+        let rows: [(Vec<u8>, Reads); 4] = [
+            (facts().pack(), |message| Facts::unpack(message).is_some()),
+            (Ask::Covered(Id { dev: 1, ino: 2 }).pack(), |message| Ask::unpack(message).is_some()),
+            (Ask::Go.pack(), |message| Ask::unpack(message).is_some()),
+            (pack_answer(&Err("x".into())), |message| unpack_answer(message).is_some()),
+        ];
+        for (whole, reads) in rows {
+            assert!(reads(&whole) && !reads(&[&whole[..], &[0]].concat()));
+            assert!((0..whole.len()).all(|end| !reads(&whole[..end])));
         }
         let mut other = facts().pack();
         other[0] += 1;
