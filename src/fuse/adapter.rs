@@ -20,6 +20,7 @@ use fuser::{
 };
 
 use crate::fuse::convert::{errno, handle, kind, node, received_device, set_time};
+use crate::fuse::current::{Current, Exchange};
 use crate::fuse::ioctl::ioctl;
 use crate::fuse::notify::Notices;
 use crate::fuse::offer::{self, Agreed};
@@ -29,9 +30,9 @@ use crate::fuse::session::join_spares;
 use crate::fuse::space::Space;
 use crate::fuse::worker::Workers;
 use crate::union::Union;
-use crate::union::error::Errno;
+use crate::union::error::{Errno, Result};
 use crate::union::name::NAME_MAX;
-use crate::union::types::{Caller, NodeId, SetAttr};
+use crate::union::types::{Caller, Entry, NodeId, SetAttr};
 
 /// Somebody without CAP_FSETID: the kernel has found the caller to be one.
 const ORDINARY: Caller = Caller { uid: u32::MAX, gid: u32::MAX, umask: 0 };
@@ -39,12 +40,14 @@ const ORDINARY: Caller = Caller { uid: u32::MAX, gid: u32::MAX, umask: 0 };
 /// The engine as fuser sees it.
 #[derive(Clone)]
 pub struct Adapter {
-    union: Arc<Union>,
+    /// The union that is served.
+    pub current: Arc<Current>,
     answers: Answers,
     settings: Settings,
     opening: Arc<Opening>,
     workers: Arc<Workers>,
-    notices: Arc<Notices>,
+    /// Where the connection's notifier has to be put, once there is one.
+    pub notices: Arc<Notices>,
     agreed: Arc<OnceLock<Agreed>>,
     space: Arc<Space>,
     /// One of further threads': the connection's beginning and end are not its business.
@@ -55,13 +58,14 @@ impl Adapter {
     /// Serves this union.
     pub fn new(union: impl Into<Arc<Union>>, settings: Settings) -> Self {
         let union = union.into();
-        let (workers, notices) = (Arc::default(), Arc::<Notices>::default());
+        let (workers, agreed) = (Arc::default(), Arc::<OnceLock<_>>::default());
+        let notices = Arc::new(Notices::new(agreed.clone()));
         notices.follow(&union);
-        let opening = Opening::new(union.clone(), notices.clone(), settings.coherent, settings.direct_io);
-        let opening = Arc::new(opening);
-        let answers = Answers::new(union.clone(), settings.clone(), opening.modes.clone(), notices.clone());
-        let (space, agreed) = (Arc::new(Space::of(&union)), Arc::default());
-        Self { union, answers, settings, opening, workers, notices, agreed, space, spare: false }
+        let opening = Arc::new(Opening::new(&union, notices.clone(), settings.coherent, settings.direct_io));
+        let answers = Answers::new(settings.clone(), opening.modes.clone(), notices.clone());
+        let space = Arc::new(Space::of(&union));
+        let current = Arc::new(Current::new(union));
+        Self { current, answers, settings, opening, workers, notices, agreed, space, spare: false }
     }
 
     /// The same for further threads of the same connection.
@@ -69,22 +73,37 @@ impl Adapter {
         Self { spare: true, ..self.clone() }
     }
 
-    /// Where the connection's notifier has to be put, once there is one.
-    pub fn notices(&self) -> Arc<Notices> {
-        self.notices.clone()
+    /// Exchanges the lower branches. To be called by a thread that answers no requests.
+    pub fn exchange(&self) -> Arc<Exchange> {
+        self.current.clone().exchange(self.notices.clone())
     }
 
     fn caller(&self, request: &Request, umask: u32) -> Caller {
         self.settings.owners.caller(request.uid(), request.gid(), umask)
     }
 
-    /// Does what a request asks, on another thread if it has to copy a large file up first.
-    fn heavy(&self, request: &'static str, node: NodeId, body: impl FnOnce(&Self) + Send + 'static) {
-        if self.union.is_heavy(node) {
+    /// Answers a request by the union as it is now; it stays as it is meanwhile.
+    fn serve(&self, request: &'static str, body: impl FnOnce(&Union)) {
+        self.current.with(|union| guard(request, || body(union)));
+    }
+
+    /// Answers a request that ends in an entry.
+    fn entry(&self, request: &'static str, reply: ReplyEntry, act: impl FnOnce(&Union) -> Result<Entry>) {
+        self.serve(request, |union| self.answers.reply_entry(union, act(union), reply));
+    }
+
+    /// As `serve`, on another thread if a large file has to be copied up first.
+    fn heavy(&self, request: &'static str, node: NodeId, body: impl FnOnce(&Self, &Union) + Send + 'static) {
+        let body = self.current.with(|union| {
+            if union.is_heavy(node) {
+                return Some(body);
+            }
+            guard(request, || body(self, union));
+            None
+        });
+        if let Some(body) = body {
             let adapter = self.clone();
-            self.workers.run(move || guard(request, || body(&adapter)));
-        } else {
-            guard(request, || body(self));
+            self.workers.run(move || adapter.serve(request, |union| body(&adapter, union)));
         }
     }
 }
@@ -100,7 +119,7 @@ impl Filesystem for Adapter {
     fn destroy(&mut self) {
         if !self.spare {
             join_spares();
-            guard("destroy", || self.union.close());
+            self.serve("destroy", Union::close);
         }
     }
 
@@ -109,27 +128,25 @@ impl Filesystem for Adapter {
             // By a file handle of something that was forgotten.
             let (adapter, up) = (self.clone(), name.as_bytes() == b"..");
             return self.workers.run(move || {
-                guard("lookup by number", || {
-                    adapter.answers.reply_entry(adapter.union.look_again(node(parent), up), reply);
-                });
+                adapter.entry("lookup by number", reply, |union| union.look_again(node(parent), up));
             });
         }
-        guard("lookup", || match self.union.lookup(node(parent), name) {
-            Err(Errno::NOENT) => match self.answers.absence_ttl(node(parent)) {
+        self.serve("lookup", |union| match union.lookup(node(parent), name) {
+            Err(Errno::NOENT) => match self.answers.absence_ttl(union, node(parent)) {
                 Duration::ZERO => reply.error(fuser::Errno::ENOENT),
                 ttl => reply.entry(&ttl, &absent(), Generation(0)),
             },
-            result => self.answers.reply_entry(result, reply),
+            result => self.answers.reply_entry(union, result, reply),
         });
     }
 
     fn forget(&self, _: &Request, ino: INodeNo, count: u64) {
-        guard("forget", || self.union.forget(node(ino), count));
+        self.serve("forget", |union| union.forget(node(ino), count));
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
-        guard("getattr", || {
-            self.answers.reply_attr(node(ino), self.union.getattr(node(ino), fh.map(handle)), reply);
+        self.serve("getattr", |union| {
+            self.answers.reply_attr(union, node(ino), union.getattr(node(ino), fh.map(handle)), reply);
         });
     }
 
@@ -162,25 +179,25 @@ impl Filesystem for Adapter {
         };
         let caller = self.caller(request, 0);
         let set = self.settings.owners.to_store(set);
-        self.heavy("setattr", node(ino), move |adapter| {
+        self.heavy("setattr", node(ino), move |adapter, union| {
             let done = set.and_then(|set| {
                 // Who cuts by a descriptor has opened it for writing, which has split off what had to be.
                 let by_name = set.size.is_some() && fh.is_none();
                 if by_name {
-                    adapter.opening.before_truncate(node(ino))?;
+                    adapter.opening.before_truncate(union, node(ino))?;
                 }
-                let attr = adapter.union.setattr(node(ino), fh.map(handle), &set, &caller)?;
+                let attr = union.setattr(node(ino), fh.map(handle), &set, &caller)?;
                 if by_name {
-                    adapter.opening.after_truncate(node(ino))?;
+                    adapter.opening.after_truncate(union, node(ino))?;
                 }
                 Ok(attr)
             });
-            adapter.answers.reply_attr(node(ino), done, reply);
+            adapter.answers.reply_attr(union, node(ino), done, reply);
         });
     }
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
-        guard("readlink", || match self.union.readlink(node(ino)) {
+        self.serve("readlink", |union| match union.readlink(node(ino)) {
             Ok(target) => reply.data(&target),
             Err(error) => reply.error(errno(error)),
         });
@@ -196,32 +213,26 @@ impl Filesystem for Adapter {
         rdev: u32,
         reply: ReplyEntry,
     ) {
-        guard("mknod", || {
-            let rdev = received_device(rdev);
-            let result = self.union.mknod(node(parent), name, mode, rdev, &self.caller(request, umask));
-            self.answers.reply_entry(result, reply);
-        });
+        let (rdev, caller) = (received_device(rdev), self.caller(request, umask));
+        self.entry("mknod", reply, |union| union.mknod(node(parent), name, mode, rdev, &caller));
     }
 
     fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
-        guard("mkdir", || {
-            self.answers.reply_entry(self.union.mkdir(node(parent), name, mode, &self.caller(request, umask)), reply);
-        });
+        let caller = self.caller(request, umask);
+        self.entry("mkdir", reply, |union| union.mkdir(node(parent), name, mode, &caller));
     }
 
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        guard("unlink", || reply_empty(self.union.unlink(node(parent), name), reply));
+        self.serve("unlink", |union| reply_empty(union.unlink(node(parent), name), reply));
     }
 
     fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        guard("rmdir", || reply_empty(self.union.rmdir(node(parent), name), reply));
+        self.serve("rmdir", |union| reply_empty(union.rmdir(node(parent), name), reply));
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
-        guard("symlink", || {
-            let result = self.union.symlink(node(parent), name, target.as_os_str(), &self.caller(request, 0));
-            self.answers.reply_entry(result, reply);
-        });
+        let caller = self.caller(request, 0);
+        self.entry("symlink", reply, |union| union.symlink(node(parent), name, target.as_os_str(), &caller));
     }
 
     fn rename(
@@ -234,20 +245,22 @@ impl Filesystem for Adapter {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        guard("rename", || {
-            reply_empty(self.union.rename((node(parent), name), (node(newparent), newname), flags.bits()), reply);
+        self.serve("rename", |union| {
+            reply_empty(union.rename((node(parent), name), (node(newparent), newname), flags.bits()), reply);
         });
     }
 
     fn link(&self, _: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
-        guard("link", || self.answers.reply_entry(self.union.link(node(ino), node(newparent), newname), reply));
+        self.entry("link", reply, |union| union.link(node(ino), node(newparent), newname));
     }
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let caller = self.caller(request, 0);
-        let open = move |adapter: &Self| adapter.opening.open(node(ino), flags.0, &caller, reply);
+        let open = move |adapter: &Self, union: &Union| {
+            adapter.opening.open(union, node(ino), flags.0, &caller, reply);
+        };
         if flags.0 & (libc::O_ACCMODE | libc::O_TRUNC) == libc::O_RDONLY {
-            guard("open", || open(self));
+            self.serve("open", |union| open(self, union));
         } else {
             self.heavy("open", node(ino), open);
         }
@@ -263,11 +276,12 @@ impl Filesystem for Adapter {
         flags: i32,
         reply: ReplyCreate,
     ) {
-        guard("create", || match self.union.create(node(parent), name, mode, flags, &self.caller(request, umask)) {
+        let caller = self.caller(request, umask);
+        self.serve("create", |union| match union.create(node(parent), name, mode, flags, &caller) {
             Ok((entry, handle)) => {
                 // This answer has one time for both; the shorter one is right for both.
-                let (attr, attr_ttl, ttl) = self.answers.entry(&entry);
-                self.opening.created((entry, handle), attr_ttl.min(ttl), &attr, reply);
+                let (attr, attr_ttl, ttl) = self.answers.entry(union, &entry);
+                self.opening.created(union, (entry, handle), attr_ttl.min(ttl), &attr, reply);
             }
             Err(error) => reply.error(errno(error)),
         });
@@ -284,12 +298,11 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        guard("read", || {
-            with_buffer(size as usize, |buffer| match self.union.read(handle(fh), offset, buffer) {
-                Ok(length) => reply.data(&buffer[..length]),
-                Err(error) => reply.error(errno(error)),
-            });
-        });
+        let read = |union: &Union, buffer: &mut [u8]| match union.read(handle(fh), offset, buffer) {
+            Ok(length) => reply.data(&buffer[..length]),
+            Err(error) => reply.error(errno(error)),
+        };
+        self.serve("read", |union| with_buffer(size as usize, |buffer| read(union, buffer)));
     }
 
     fn write(
@@ -304,15 +317,15 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        guard("write", || {
+        self.serve("write", |union| {
             let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-            let ready = if kill { self.union.before_change(handle(fh), &ORDINARY) } else { Ok(()) };
-            reply_written(ready.and_then(|()| self.union.write(handle(fh), offset, data)), reply);
+            let ready = if kill { union.before_change(handle(fh), &ORDINARY) } else { Ok(()) };
+            reply_written(ready.and_then(|()| union.write(handle(fh), offset, data)), reply);
         });
     }
 
     fn flush(&self, _: &Request, _: INodeNo, fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
-        guard("flush", || reply_empty(self.union.flush(handle(fh)), reply));
+        self.serve("flush", |union| reply_empty(union.flush(handle(fh)), reply));
     }
 
     fn release(
@@ -325,15 +338,15 @@ impl Filesystem for Adapter {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        guard("release", || {
+        self.serve("release", |union| {
             self.opening.modes.closed(node(ino));
-            self.union.release(handle(fh));
+            union.release(handle(fh));
             reply.ok();
         });
     }
 
     fn fsync(&self, _: &Request, _: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
-        guard("fsync", || reply_empty(self.union.fsync(handle(fh), datasync), reply));
+        self.serve("fsync", |union| reply_empty(union.fsync(handle(fh), datasync), reply));
     }
 
     // Listings are read by node and position alone, so a directory need not be opened: told so, the kernel never asks
@@ -347,8 +360,8 @@ impl Filesystem for Adapter {
     }
 
     fn readdir(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        guard("readdir", || {
-            let result = self.union.readdir(node(ino), offset, &mut |entry| {
+        self.serve("readdir", |union| {
+            let result = union.readdir(node(ino), offset, &mut |entry| {
                 !reply.add(INodeNo(entry.ino.0), entry.next, kind(entry.kind), OsStr::from_bytes(entry.name))
             });
             match result {
@@ -359,9 +372,9 @@ impl Filesystem for Adapter {
     }
 
     fn readdirplus(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
-        guard("readdirplus", || {
-            let result = self.union.readdir_plus(node(ino), offset, &mut |entry, known| {
-                let (attr, ttl, generation) = self.answers.listed(&entry, known);
+        self.serve("readdirplus", |union| {
+            let result = union.readdir_plus(node(ino), offset, &mut |entry, known| {
+                let (attr, ttl, generation) = self.answers.listed(union, &entry, known);
                 !reply.add(attr.ino, entry.next, OsStr::from_bytes(entry.name), &ttl, &attr, generation)
             });
             match result {
@@ -376,14 +389,13 @@ impl Filesystem for Adapter {
     }
 
     fn fsyncdir(&self, _: &Request, ino: INodeNo, _: FileHandle, datasync: bool, reply: ReplyEmpty) {
-        guard("fsyncdir", || reply_empty(self.union.fsyncdir(node(ino), datasync), reply));
+        self.serve("fsyncdir", |union| reply_empty(union.fsyncdir(node(ino), datasync), reply));
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
-        guard("statfs", || match self.space.figures(&self.union, &self.workers) {
+        guard("statfs", || match self.space.figures(&self.current, &self.workers) {
             Ok(fs) => {
-                let names = NAME_MAX as u32;
-                reply.statfs(fs.blocks, fs.bfree, fs.bavail, fs.files, fs.ffree, fs.bsize, names, fs.frsize);
+                reply.statfs(fs.blocks, fs.bfree, fs.bavail, fs.files, fs.ffree, fs.bsize, NAME_MAX as u32, fs.frsize);
             }
             Err(error) => reply.error(errno(error)),
         });
@@ -399,25 +411,25 @@ impl Filesystem for Adapter {
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        guard("setxattr", || {
+        self.serve("setxattr", |union| {
             let value = self.settings.owners.value_to_store(name.as_bytes(), value);
-            reply_empty(value.and_then(|value| self.union.setxattr(node(ino), name, &value, flags)), reply);
+            reply_empty(value.and_then(|value| union.setxattr(node(ino), name, &value, flags)), reply);
         });
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        guard("getxattr", || {
-            let value = self.union.getxattr(node(ino), name);
+        self.serve("getxattr", |union| {
+            let value = union.getxattr(node(ino), name);
             reply_xattr(value.map(|value| self.settings.owners.shown_value(name.as_bytes(), value)), size, reply);
         });
     }
 
     fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        guard("listxattr", || reply_xattr(self.union.listxattr(node(ino)), size, reply));
+        self.serve("listxattr", |union| reply_xattr(union.listxattr(node(ino)), size, reply));
     }
 
     fn removexattr(&self, _: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        guard("removexattr", || reply_empty(self.union.removexattr(node(ino), name), reply));
+        self.serve("removexattr", |union| reply_empty(union.removexattr(node(ino), name), reply));
     }
 
     fn ioctl(
@@ -431,12 +443,9 @@ impl Filesystem for Adapter {
         out_size: u32,
         reply: ReplyIoctl,
     ) {
-        guard("ioctl", || {
-            let result = ioctl(&self.union, node(ino), command, data);
-            match result {
-                Ok((out, length)) => reply.ioctl(0, &out[..(out_size as usize).min(length)]),
-                Err(error) => reply.error(errno(error)),
-            }
+        self.serve("ioctl", |union| match ioctl(union, node(ino), command, data) {
+            Ok((out, length)) => reply.ioctl(0, &out[..(out_size as usize).min(length)]),
+            Err(error) => reply.error(errno(error)),
         });
     }
 
@@ -450,14 +459,14 @@ impl Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        guard("fallocate", || {
-            let ready = self.union.before_change(handle(fh), &self.caller(request, 0));
-            reply_empty(ready.and_then(|()| self.union.fallocate(handle(fh), mode, offset, length)), reply);
+        self.serve("fallocate", |union| {
+            let ready = union.before_change(handle(fh), &self.caller(request, 0));
+            reply_empty(ready.and_then(|()| union.fallocate(handle(fh), mode, offset, length)), reply);
         });
     }
 
     fn lseek(&self, _: &Request, _: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
-        guard("lseek", || match self.union.lseek(handle(fh), offset, whence) {
+        self.serve("lseek", |union| match union.lseek(handle(fh), offset, whence) {
             Ok(offset) => reply.offset(offset),
             Err(error) => reply.error(errno(error)),
         });
@@ -476,12 +485,12 @@ impl Filesystem for Adapter {
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        guard("copy_file_range", || {
+        self.serve("copy_file_range", |union| {
             // The answer has 32 bits for the length; copying less is allowed.
             let length = length.min(u64::from(u32::MAX));
             let (from, to) = ((handle(from), from_offset), (handle(to), to_offset));
-            let ready = self.union.before_change(to.0, &self.caller(request, 0));
-            reply_written(ready.and_then(|()| self.union.copy_file_range(from, to, length)), reply);
+            let ready = union.before_change(to.0, &self.caller(request, 0));
+            reply_written(ready.and_then(|()| union.copy_file_range(from, to, length)), reply);
         });
     }
 

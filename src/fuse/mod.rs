@@ -5,6 +5,7 @@
 pub mod adapter;
 pub mod awake;
 pub mod convert;
+pub mod current;
 mod ioctl;
 pub mod notify;
 mod offer;
@@ -18,4 +19,5 @@ mod space;
 pub mod worker;
 
 pub use adapter::Adapter;
+pub use current::{Current, Exchange};
 pub use reply::Settings;

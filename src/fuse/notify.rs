@@ -7,15 +7,19 @@
 //! Not here: how one knows that something changed.
 
 use std::ffi::OsStr;
+use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::sync::mpsc::{SendError, Sender, channel};
+use std::sync::mpsc::{RecvTimeoutError, SendError, Sender, channel};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use fuser::{INodeNo, Notifier};
 use parking_lot::Mutex;
 
+use crate::fuse::offer::Agreed;
 use crate::union::Union;
+use crate::union::name::Name;
 use crate::union::ops::behind::Stale;
 use crate::union::types::NodeId;
 
@@ -23,20 +27,41 @@ use crate::union::types::NodeId;
 /// notice needs may wait for the answer himself.
 const PATIENCE: Duration = Duration::from_millis(20);
 
-/// A notice, and who waits until it has been given.
-type Told = (Stale, Option<Sender<()>>);
+/// How long whoever has changed all is held up.
+const LONG_PATIENCE: Duration = Duration::from_secs(10);
+
+/// FUSE_NOTIFY_INVAL_ENTRY of linux/fuse.h. Not FUSE_NOTIFY_INC_EPOCH, by which each name would be found invalid when it is next
+/// used, and lose what is mounted on it.
+const INVAL_ENTRY: i32 = 3;
+/// FUSE_EXPIRE_ONLY: the name is looked up again when it is next used; what is mounted on it stays if it leads there still.
+const EXPIRE_ONLY: u32 = 1;
+
+/// A notice, or nothing, and who waits until it has been given.
+type Told = (Option<Stale>, Option<Sender<()>>);
+
+/// The way to the kernel: fuser's, and the device for what fuser does not know.
+#[derive(Debug)]
+struct Kernel {
+    notifier: Notifier,
+    device: OwnedFd,
+}
 
 /// The way to the kernel; its thread is started by the first notice.
 #[derive(Debug, Default)]
 pub struct Notices {
-    notifier: OnceLock<Notifier>,
+    kernel: OnceLock<Arc<Kernel>>,
+    agreed: Arc<OnceLock<Agreed>>,
     line: Mutex<Option<Sender<Told>>>,
 }
 
 impl Notices {
+    pub(super) fn new(agreed: Arc<OnceLock<Agreed>>) -> Self {
+        Self { agreed, ..Self::default() }
+    }
+
     /// From now on there is somebody to tell.
-    pub fn connect(&self, notifier: Notifier) {
-        if self.notifier.set(notifier).is_err() {
+    pub fn connect(&self, (notifier, device): (Notifier, OwnedFd)) {
+        if self.kernel.set(Arc::new(Kernel { notifier, device })).is_err() {
             log::debug!("a connection has one notifier");
         }
     }
@@ -50,19 +75,33 @@ impl Notices {
 
     /// Tells the kernel, soon, that it should ask again.
     pub fn tell(&self, notice: Stale) {
-        self.send((notice, None));
+        self.send((Some(notice), None));
     }
 
     /// Tells the kernel and waits, for a moment, until it has heard.
     pub fn tell_first(&self, notice: Stale) {
-        let (given, heard) = channel();
-        self.send((notice, Some(given)));
         // Too late is no harm: the kernel learns of it after the answer then.
-        let _in_time = heard.recv_timeout(PATIENCE);
+        let _in_time = self.wait(Some(notice), PATIENCE);
+    }
+
+    /// Tells the kernel all of this, and waits until it has heard.
+    pub fn tell_all(&self, stale: Vec<Stale>) {
+        stale.into_iter().for_each(|one| self.tell(one));
+        if !self.wait(None, LONG_PATIENCE) {
+            log::warn!("the kernel takes long to hear of changes; it may show what was before for a while");
+        }
+    }
+
+    /// Tells the kernel and waits for so long until it has heard; whether it has.
+    fn wait(&self, notice: Option<Stale>, patience: Duration) -> bool {
+        let (given, heard) = channel::<()>();
+        self.send((notice, Some(given)));
+        // The end of the other side is the sign.
+        heard.recv_timeout(patience) == Err(RecvTimeoutError::Disconnected)
     }
 
     fn send(&self, notice: Told) {
-        let Some(notifier) = self.notifier.get() else { return };
+        let Some(kernel) = self.kernel.get() else { return };
         let mut line = self.line.lock();
         let notice = match &*line {
             None => notice,
@@ -72,10 +111,12 @@ impl Notices {
             },
         };
         let (sender, receiver) = channel();
-        let notifier = notifier.clone();
+        let (kernel, expires) = (kernel.clone(), self.agreed.get().is_some_and(|agreed| agreed.expires));
         let serve = move || {
             for (notice, waiting) in receiver {
-                speak(&notifier, &notice);
+                if let Some(notice) = notice {
+                    kernel.speak(&notice, expires);
+                }
                 // Its end tells who waits.
                 drop(waiting);
             }
@@ -93,19 +134,44 @@ impl Notices {
 
     /// Puts `data` into the kernel's page cache, from the beginning of a file that nobody has open; whether it did.
     pub fn store(&self, node: NodeId, data: &[u8]) -> bool {
-        self.notifier.get().is_some_and(|notifier| notifier.store(INodeNo(node.0), 0, data).is_ok())
+        self.kernel.get().is_some_and(|kernel| kernel.notifier.store(INodeNo(node.0), 0, data).is_ok())
     }
 }
 
-fn speak(notifier: &Notifier, notice: &Stale) {
-    let told = match notice {
-        Stale::Object(node) => notifier.inval_inode(INodeNo(node.0), 0, 0),
-        Stale::Name(parent, name) => notifier.inval_entry(INodeNo(parent.0), OsStr::from_bytes(name.as_bytes())),
-    };
-    if let Err(error) = told
-        && error.raw_os_error() != Some(libc::ENOENT)
-    {
-        // ENOENT: the kernel has forgotten it already.
-        log::debug!("{notice:?} cannot be told to the kernel: {error}");
+impl Kernel {
+    /// `expires`: the kernel can be told to look a name up again, and no more.
+    fn speak(&self, notice: &Stale, expires: bool) {
+        let told = match notice {
+            Stale::Object(node) => self.notifier.inval_inode(INodeNo(node.0), 0, 0),
+            // Even if it was found meanwhile, and something mounted on it.
+            Stale::Absent(parent, name) if expires => self.expire(*parent, name),
+            Stale::Name(parent, name) | Stale::Absent(parent, name) => {
+                self.notifier.inval_entry(INodeNo(parent.0), OsStr::from_bytes(name.as_bytes()))
+            }
+            Stale::Dir(parent, name) if expires => self.expire(*parent, name),
+            // The name leads there still; layers that have come or gone are seen when trust in it has run out.
+            Stale::Dir(..) => Ok(()),
+        };
+        if let Err(error) = told
+            && error.raw_os_error() != Some(libc::ENOENT)
+        {
+            // ENOENT: the kernel has forgotten it already.
+            log::debug!("{notice:?} cannot be told to the kernel: {error}");
+        }
+    }
+
+    fn expire(&self, parent: NodeId, name: &Name) -> io::Result<()> {
+        let name = name.as_bytes();
+        let length = name.len() as u32;
+        let head = [&parent.0.to_ne_bytes()[..], &length.to_ne_bytes(), &EXPIRE_ONLY.to_ne_bytes()].concat();
+        self.write(INVAL_ENTRY, &[&head, name, b"\0"].concat())
+    }
+
+    /// Sends a notice: a fuse_out_header of 16 bytes without a request, whose error is the notice's code, and `body`.
+    fn write(&self, code: i32, body: &[u8]) -> io::Result<()> {
+        let length = 16 + body.len() as u32;
+        let message = [&length.to_ne_bytes()[..], &code.to_ne_bytes(), &0_u64.to_ne_bytes(), body].concat();
+        rustix::io::write(&self.device, &message)?;
+        Ok(())
     }
 }

@@ -34,6 +34,8 @@ pub(super) struct Agreed {
     pub passthrough: bool,
     /// It will not ask for directories to be opened, if it is told so once.
     pub no_opendir: bool,
+    /// It can be told to look a name up again without taking off what is mounted there.
+    pub expires: bool,
 }
 
 /// Takes what is wanted of the kernel's offer.
@@ -52,5 +54,9 @@ pub(super) fn accept(config: &mut KernelConfig, settings: &Settings) -> Agreed {
     let passthrough = settings.passthrough
         && config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
         && config.set_max_stack_depth(STACK_DEPTH).is_ok();
-    Agreed { passthrough, no_opendir: wanted.contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT) }
+    Agreed {
+        passthrough,
+        no_opendir: wanted.contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT),
+        expires: config.capabilities().contains(InitFlags::FUSE_HAS_EXPIRE_ONLY),
+    }
 }

@@ -25,7 +25,6 @@ const SENT_ALONG: u64 = 64 << 10;
 
 /// Opens files for the adapter.
 pub struct Opening {
-    union: Arc<Union>,
     /// Which nodes are open, and how.
     pub modes: Arc<Modes>,
     notices: Arc<Notices>,
@@ -35,26 +34,25 @@ pub struct Opening {
 
 impl Opening {
     /// `coherent`: old descriptors of lower files must see what is written later.
-    pub fn new(union: Arc<Union>, notices: Arc<Notices>, coherent: bool, direct_io: bool) -> Self {
-        let coherent = coherent || !union.lowers_are_read_only();
+    pub fn new(union: &Union, notices: Arc<Notices>, coherent: bool, direct_io: bool) -> Self {
         let report_close = union.close_reports_errors();
-        Self { union, modes: Arc::new(Modes::new(coherent)), notices, direct_io, report_close }
+        Self { modes: Arc::new(Modes::new(coherent)), notices, direct_io, report_close }
     }
 
     /// Opens `node` and answers.
-    pub fn open(&self, node: NodeId, flags: i32, caller: &Caller, reply: ReplyOpen) {
+    pub fn open(&self, union: &Union, node: NodeId, flags: i32, caller: &Caller, reply: ReplyOpen) {
         let executed = flags & FMODE_EXEC != 0;
         let flags = flags & !FMODE_EXEC;
         // Before the node's mode is locked: copying up may take long, and does not depend on it.
-        let facts = match self.union.before_open(node, flags) {
+        let facts = match union.before_open(node, flags) {
             Ok(facts) => facts,
             Err(error) => return reply.error(errno(error)),
         };
         let shared = self.modes.of(node);
         {
             let mut mode = shared.lock();
-            let ready = self.refresh(node, flags, facts, &mode).and_then(|facts| {
-                self.open_as(node, (flags, executed), caller, (&facts, &mut mode), &reply)?;
+            let ready = self.refresh(union, node, flags, facts, &mode).and_then(|facts| {
+                self.open_as(union, node, (flags, executed), caller, (&facts, &mut mode), &reply)?;
                 Ok(facts)
             });
             let facts = match ready {
@@ -65,7 +63,7 @@ impl Opening {
                     return reply.error(errno(error));
                 }
             };
-            self.answer(node, flags, caller, (&facts, &mut mode), reply);
+            self.answer(union, node, flags, caller, (&facts, &mut mode), reply);
         }
         self.modes.tidy(node, shared);
     }
@@ -74,8 +72,8 @@ impl Opening {
     ///
     /// # Errors
     /// Those of `leave_behind`.
-    pub fn after_truncate(&self, node: NodeId) -> Result<()> {
-        match self.before_truncate(node) {
+    pub fn after_truncate(&self, union: &Union, node: NodeId) -> Result<()> {
+        match self.before_truncate(union, node) {
             Err(Errno::STALE) => Ok(()),
             result => result,
         }
@@ -85,7 +83,7 @@ impl Opening {
     ///
     /// # Errors
     /// `ESTALE` then: the kernel looks the name up again.
-    pub fn before_truncate(&self, node: NodeId) -> Result<()> {
+    pub fn before_truncate(&self, union: &Union, node: NodeId) -> Result<()> {
         let shared = self.modes.of(node);
         let passed = match &*shared.lock() {
             Mode::Passed(passed) => Some(passed.identity),
@@ -93,20 +91,20 @@ impl Opening {
         };
         self.modes.tidy(node, shared);
         let Some(identity) = passed else { return Ok(()) };
-        if self.union.before_open(node, libc::O_RDWR)?.identity() == identity {
+        if union.before_open(node, libc::O_RDWR)?.identity() == identity {
             return Ok(());
         }
         let shared = self.modes.of(node);
         shared.lock().split();
         self.modes.tidy(node, shared);
-        self.union.leave_behind(node)?;
+        union.leave_behind(node)?;
         Err(Errno::STALE)
     }
 
     /// The facts again, if another request may have copied the file up since they were found.
-    fn refresh(&self, node: NodeId, flags: i32, facts: Facts, mode: &Mode) -> Result<Facts> {
+    fn refresh(&self, union: &Union, node: NodeId, flags: i32, facts: Facts, mode: &Mode) -> Result<Facts> {
         match mode {
-            Mode::Passed(passed) if passed.identity != facts.identity() => self.union.before_open(node, flags),
+            Mode::Passed(passed) if passed.identity != facts.identity() => union.before_open(node, flags),
             Mode::Passed(..) | Mode::Idle | Mode::Cached(_) => Ok(facts),
         }
     }
@@ -114,24 +112,25 @@ impl Opening {
     /// Brings the node's mode to where this open can be counted: idle or cached, or passed to the right file.
     fn open_as(
         &self,
+        union: &Union,
         node: NodeId,
         (flags, executed): (i32, bool),
         caller: &Caller,
         (facts, mode): (&Facts, &mut Mode),
         reply: &ReplyOpen,
     ) -> Result<()> {
-        let worthy = self.is_worthy(node, flags, executed, facts)?;
+        let worthy = self.is_worthy(union, node, flags, executed, facts)?;
         match mode.choose(facts.identity(), (only_reads(flags), worthy)) {
             Choice::Cached | Choice::Join => Ok(()),
             Choice::Split => {
                 mode.split();
-                self.union.leave_behind(node)?;
+                union.leave_behind(node)?;
                 Err(Errno::STALE)
             }
             Choice::Pass => {
                 // The flags that change the file come with the open that is counted.
-                let (handle, fd) = self.union.open_passed(node, 0, caller, (facts.identity(), true))?;
-                self.union.release(handle);
+                let (handle, fd) = union.open_passed(node, 0, caller, (facts.identity(), true))?;
+                union.release(handle);
                 if let Some(backing) = fd.and_then(|fd| self.register(&fd, |fd| reply.open_backing(fd))) {
                     mode.pass(backing, facts.identity());
                 }
@@ -140,9 +139,17 @@ impl Opening {
         }
     }
 
-    fn answer(&self, node: NodeId, flags: i32, caller: &Caller, (facts, mode): (&Facts, &mut Mode), reply: ReplyOpen) {
+    fn answer(
+        &self,
+        union: &Union,
+        node: NodeId,
+        flags: i32,
+        caller: &Caller,
+        (facts, mode): (&Facts, &mut Mode),
+        reply: ReplyOpen,
+    ) {
         if let Some(backing) = mode.join(!only_reads(flags)) {
-            match self.union.open_passed(node, flags, caller, (facts.identity(), false)) {
+            match union.open_passed(node, flags, caller, (facts.identity(), false)) {
                 Ok((handle, _)) => reply.opened_passthrough(FileHandle(handle.0), self.noflush(flags), backing),
                 Err(error) => {
                     mode.leave();
@@ -151,9 +158,10 @@ impl Opening {
             }
             return;
         }
-        match self.union.open_here(node, flags, caller) {
+        match union.open_here(node, flags, caller) {
             Ok(opened) => {
-                let sent = opened.unread && matches!(mode, Mode::Idle) && self.send_along(node, flags, facts, &opened);
+                let sent =
+                    opened.unread && matches!(mode, Mode::Idle) && self.send_along(union, node, flags, facts, &opened);
                 mode.cache();
                 let keep = if opened.unchanged || sent { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() };
                 reply.opened(FileHandle(opened.handle.0), self.noflush(flags) | keep | self.direct());
@@ -163,12 +171,12 @@ impl Opening {
     }
 
     /// Hands the kernel the data of a small file that is about to be read, and that nobody else has open.
-    fn send_along(&self, node: NodeId, flags: i32, facts: &Facts, opened: &Opened) -> bool {
+    fn send_along(&self, union: &Union, node: NodeId, flags: i32, facts: &Facts, opened: &Opened) -> bool {
         let size = facts.stat.size;
         if !only_reads(flags) || self.direct_io || size == 0 || size > SENT_ALONG {
             return false;
         }
-        with_buffer(SENT_ALONG as usize, |buffer| match self.union.read(opened.handle, 0, buffer) {
+        with_buffer(SENT_ALONG as usize, |buffer| match union.read(opened.handle, 0, buffer) {
             // Not if it is growing: the kernel would take what is there for the whole.
             Ok(length) if length as u64 == size => self.notices.store(node, &buffer[..length]),
             // If it cannot be read, the reader will hear it.
@@ -179,6 +187,7 @@ impl Opening {
     /// Answers the creation of a file, whose data are passed if the kernel takes it.
     pub fn created(
         &self,
+        union: &Union,
         (entry, handle): (Entry, HandleId),
         ttl: std::time::Duration,
         attr: &fuser::FileAttr,
@@ -189,7 +198,7 @@ impl Opening {
             let mut mode = shared.lock();
             let generation = Generation(entry.generation.0.into());
             if matches!(*mode, Mode::Idle)
-                && let Some((fd, identity)) = self.created_file(handle, &entry.attr)
+                && let Some((fd, identity)) = self.created_file(union, handle, &entry.attr)
                 && let Some(backing) = self.register(&fd, |fd| reply.open_backing(fd))
             {
                 mode.pass(backing, identity);
@@ -208,14 +217,14 @@ impl Opening {
         self.modes.tidy(entry.node, shared);
     }
 
-    fn created_file(&self, handle: HandleId, attr: &Attr) -> Option<(Arc<OwnedFd>, Identity)> {
+    fn created_file(&self, union: &Union, handle: HandleId, attr: &Attr) -> Option<(Arc<OwnedFd>, Identity)> {
         if !self.modes.usable() || self.direct_io || attr.mode & SET_ID != 0 {
             return None;
         }
-        self.union.real_file(handle).ok()
+        union.real_file(handle).ok()
     }
 
-    fn is_worthy(&self, node: NodeId, flags: i32, executed: bool, facts: &Facts) -> Result<bool> {
+    fn is_worthy(&self, union: &Union, node: NodeId, flags: i32, executed: bool, facts: &Facts) -> Result<bool> {
         if !self.modes.usable() || self.direct_io {
             return Ok(false);
         }
@@ -223,7 +232,8 @@ impl Opening {
             return Ok(facts.stat.mode & SET_ID == 0);
         }
         // Whatever may write has been copied up; an access mode is looked at all the same.
-        Ok(only_reads(flags) && self.modes.lowers() && self.union.worth_passing(node, executed, facts)?)
+        let may = only_reads(flags) && self.modes.lowers() && union.lowers_are_read_only();
+        Ok(may && union.worth_passing(node, executed, facts)?)
     }
 
     /// Hands a file to the kernel; `None` if it does not take it, which only costs speed.

@@ -77,28 +77,25 @@ impl Default for Settings {
 /// Knows how long what the union tells may be trusted.
 #[derive(Clone)]
 pub(super) struct Answers {
-    union: Arc<Union>,
     settings: Settings,
     /// Whose attributes may change unheard.
     modes: Arc<Modes>,
     notices: Arc<Notices>,
-    /// How long what a lower branch shows may be trusted.
-    lower_ttl: Duration,
 }
 
 impl Answers {
-    pub(super) fn new(union: Arc<Union>, settings: Settings, modes: Arc<Modes>, notices: Arc<Notices>) -> Self {
-        let lower_ttl = match union.trust() {
-            Trust::Remote => REMOTE_TTL,
-            Trust::Local if !settings.watched => LOCAL_TTL,
-            Trust::Local | Trust::Immutable => SETTLED_TTL,
-        };
-        Self { union, settings, modes, notices, lower_ttl }
+    pub(super) fn new(settings: Settings, modes: Arc<Modes>, notices: Arc<Notices>) -> Self {
+        Self { settings, modes, notices }
     }
 
     /// How long to trust what was just told, `settled` or not, unless an option says otherwise.
-    fn ttl(&self, asked: Option<Duration>, settled: bool) -> Duration {
-        asked.unwrap_or(if settled { SETTLED_TTL } else { self.lower_ttl })
+    fn ttl(&self, union: &Union, asked: Option<Duration>, settled: bool) -> Duration {
+        asked.unwrap_or_else(|| match union.trust() {
+            _ if settled => SETTLED_TTL,
+            Trust::Remote => REMOTE_TTL,
+            Trust::Local if !self.settings.watched => LOCAL_TTL,
+            Trust::Local | Trust::Immutable => SETTLED_TTL,
+        })
     }
 
     /// What an entry's answer carries: attributes, and how long to trust them and the name.
@@ -106,11 +103,11 @@ impl Answers {
     /// fuser sends `attr.ino` as the node id. Where the two differ (the root's other name, a split inode, two inodes
     /// of one number) the node id has to go there, and nothing of the attributes may be trusted: the kernel asks again
     /// before it shows them, and `getattr` tells the true number.
-    pub(super) fn entry(&self, entry: &Entry) -> (fuser::FileAttr, Duration, Duration) {
+    pub(super) fn entry(&self, union: &Union, entry: &Entry) -> (fuser::FileAttr, Duration, Duration) {
         let attr = self.shown(&entry.attr);
-        let ttl = self.ttl(self.settings.entry_ttl, entry.attr.settled);
+        let ttl = self.ttl(union, self.settings.entry_ttl, entry.attr.settled);
         if entry.node.0 == entry.attr.ino.0 {
-            (attr, self.attr_ttl(entry.node, &entry.attr), ttl)
+            (attr, self.attr_ttl(union, entry.node, &entry.attr), ttl)
         } else {
             (fuser::FileAttr { ino: INodeNo(entry.node.0), ..attr }, Duration::ZERO, ttl)
         }
@@ -128,6 +125,7 @@ impl Answers {
     /// What is told of an entry of a listing, which was looked up or not.
     pub(super) fn listed(
         &self,
+        union: &Union,
         entry: &DirEntry<'_>,
         known: Option<&Entry>,
     ) -> (fuser::FileAttr, Duration, Generation) {
@@ -140,14 +138,14 @@ impl Answers {
             let attr = Attr { ino, mode: entry.kind.as_raw_mode(), ..NOTHING };
             return (file_attr(&attr), Duration::ZERO, Generation(0));
         };
-        let (attr, attr_ttl, ttl) = self.entry(known);
+        let (attr, attr_ttl, ttl) = self.entry(union, known);
         (attr, attr_ttl.min(ttl), Generation(known.generation.0.into()))
     }
 
-    pub(super) fn reply_entry(&self, result: Result<Entry>, reply: ReplyEntry) {
+    pub(super) fn reply_entry(&self, union: &Union, result: Result<Entry>, reply: ReplyEntry) {
         match result {
             Ok(entry) => {
-                let (attr, attr_ttl, ttl) = self.entry(&entry);
+                let (attr, attr_ttl, ttl) = self.entry(union, &entry);
                 reply.entry_with_ttls(&attr_ttl, &ttl, &attr, Generation(entry.generation.0.into()));
             }
             Err(error) => reply.error(errno(error)),
@@ -155,26 +153,30 @@ impl Answers {
     }
 
     /// How long to trust the attributes of `node`, which are about to be told.
-    fn attr_ttl(&self, node: NodeId, attr: &Attr) -> Duration {
+    fn attr_ttl(&self, union: &Union, node: NodeId, attr: &Attr) -> Duration {
         // The kernel keeps a listing for as long as the time of change that it is told is the same.
-        if attr.kind().is_dir() && self.union.has_stale_listing(node) {
+        if attr.kind().is_dir() && union.has_stale_listing(node) {
             self.notices.tell(Stale::Object(node));
         }
-        if self.modes.is_restless(node) { Duration::ZERO } else { self.ttl(self.settings.attr_ttl, attr.settled) }
+        if self.modes.is_restless(node) {
+            Duration::ZERO
+        } else {
+            self.ttl(union, self.settings.attr_ttl, attr.settled)
+        }
     }
 
-    pub(super) fn reply_attr(&self, node: NodeId, result: Result<Attr>, reply: ReplyAttr) {
+    pub(super) fn reply_attr(&self, union: &Union, node: NodeId, result: Result<Attr>, reply: ReplyAttr) {
         match result {
-            Ok(attr) => reply.attr(&self.attr_ttl(node, &attr), &self.shown(&attr)),
+            Ok(attr) => reply.attr(&self.attr_ttl(union, node, &attr), &self.shown(&attr)),
             Err(error) => reply.error(errno(error)),
         }
     }
 
     /// How long the kernel may trust that `parent` has no such name.
-    pub(super) fn absence_ttl(&self, parent: NodeId) -> Duration {
+    pub(super) fn absence_ttl(&self, union: &Union, parent: NodeId) -> Duration {
         match self.settings.negative_ttl {
             Some(asked) => asked,
-            None => self.ttl(None, self.union.absence_is_settled(parent)),
+            None => self.ttl(union, None, union.absence_is_settled(parent)),
         }
     }
 }

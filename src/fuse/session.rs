@@ -67,9 +67,14 @@ fn config(acl: SessionACL, threads: usize) -> Config {
 }
 
 impl<F: Filesystem + Send + Sync + 'static> Connection<F> {
-    /// The way to tell the kernel something it has not asked for.
-    pub fn notifier(&self) -> fuser::Notifier {
-        self.session.notifier()
+    /// The way to tell the kernel something it has not asked for: fuser's, and the device itself.
+    ///
+    /// # Errors
+    /// As dup(2).
+    pub fn notifier(&self) -> io::Result<(fuser::Notifier, OwnedFd)> {
+        let device = self.session.as_fd().try_clone_to_owned()?;
+        DEVICES.lock().push(device.as_raw_fd());
+        Ok((self.session.notifier(), device))
     }
 
     /// Serves until the mount is gone, in threads of its own; `Filesystem::destroy` has been called then. `spare` serves when

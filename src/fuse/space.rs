@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
+use crate::fuse::current::Current;
 use crate::fuse::worker::Workers;
 use crate::union::Union;
 use crate::union::error::Result;
@@ -36,17 +37,17 @@ impl Space {
         Self { known: Mutex::new(known), answered: Condvar::new() }
     }
 
-    /// The figures.
+    /// The figures. Not to be called by who uses the union.
     ///
     /// # Errors
     /// Those of fstatfs(2).
-    pub(super) fn figures(self: &Arc<Self>, union: &Arc<Union>, workers: &Arc<Workers>) -> Result<StatFs> {
+    pub(super) fn figures(self: &Arc<Self>, current: &Arc<Current>, workers: &Arc<Workers>) -> Result<StatFs> {
         let mut known = self.known.lock();
         let before = known.answers;
         if !std::mem::replace(&mut known.asking, true) {
             drop(known);
-            let (space, union) = (self.clone(), union.clone());
-            workers.run(move || space.renew(&union));
+            let (space, current) = (self.clone(), current.clone());
+            workers.run(move || current.with(|union| space.renew(union)));
             known = self.known.lock();
         }
         if known.answers == before {

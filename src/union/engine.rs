@@ -57,18 +57,28 @@ pub struct Layout {
     pub covered: Vec<(u64, u64)>,
 }
 
+/// What a union that is served gets below its upper in place of the lowers it has (`ops::over`).
+pub struct NewLowers {
+    /// The lower branches, top first; none is writable.
+    pub lowers: Vec<BranchSource>,
+    /// As in `Layout`.
+    pub covered: Vec<(u64, u64)>,
+}
+
 /// A union of branches, ready to answer requests from any number of threads.
+///
+/// All but the stack is shared with the same union over other lowers.
 pub struct Union {
     pub(crate) stack: Stack,
     pub(crate) fds: Arc<DirFds>,
-    pub(crate) numbers: Numbers,
-    pub(crate) table: Table,
-    pub(crate) handles: Handles,
-    pub(crate) readings: Readings,
-    pub(crate) index: Option<Index>,
-    pub(crate) gone: Option<Gone>,
+    pub(crate) numbers: Arc<Numbers>,
+    pub(crate) table: Arc<Table>,
+    pub(crate) handles: Arc<Handles>,
+    pub(crate) readings: Arc<Readings>,
+    pub(crate) index: Option<Arc<Index>>,
+    pub(crate) gone: Option<Arc<Gone>>,
     /// Held by a rename from one directory to another, so that "ancestor first" is the same for all meanwhile.
-    pub(crate) crossing: Mutex<()>,
+    pub(crate) crossing: Arc<Mutex<()>>,
     workdir: bool,
 }
 
@@ -83,36 +93,27 @@ impl Union {
     pub fn open(layout: Layout, options: Options) -> std::result::Result<Self, String> {
         let fds = Arc::new(DirFds::beside(layout.branches.len()));
         let workdir = layout.workdir.is_some();
-        let mut branches = Vec::with_capacity(layout.branches.len());
+        let mut lowers = Vec::with_capacity(layout.branches.len());
         let mut upper = None;
         let mut user = options.userxattr.unwrap_or(!crate::sys::creds::may_use_trusted_xattr());
         for (at, source) in layout.branches.into_iter().enumerate() {
-            let label = source.label.clone();
-            let fail = |errno: Errno| format!("{label}: the branch cannot be used: {errno}");
-            let id = BranchId(u16::try_from(at).map_err(|_| "more than 65535 branches".to_owned())?);
             if !source.writable {
-                let keys = Arc::new(Keys::new(user));
-                branches.push(lower(id, source, fds.clone(), keys).map_err(fail)?);
+                lowers.push(lower(at, source, fds.clone(), user)?);
                 continue;
             }
             let workdir = layout.workdir.as_ref().map(AsFd::as_fd);
-            let (branch, tools) = writable(id, source, fds.clone(), workdir, &options)?;
+            let (branch, tools) = writable(id_of(at)?, source, fds.clone(), workdir, &options)?;
             user = tools.writer.keys.user;
-            branches.push(branch);
-            upper = Some(tools);
+            upper = Some((Arc::new(branch), Arc::new(tools)));
         }
-        let stack = Stack::new(branches, upper, layout.covered.into_iter().collect());
-        stack
+        Stack::new(upper, lowers, layout.covered)
             .and_then(|stack| Self::put_together(stack, fds, workdir))
             .map_err(|errno| format!("the union cannot be set up: {errno}"))
     }
 
     fn put_together(stack: Stack, fds: Arc<DirFds>, workdir: bool) -> Result<Self> {
-        let numbers = Numbers::default();
-        for branch in &stack.branches {
-            let (dev, ino) = branch.root.identity();
-            numbers.number(dev, ino);
-        }
+        let numbers = Arc::<Numbers>::default();
+        numbers.meet(&stack);
         let layers = stack.roots();
         let top = layers.first().ok_or(Errno::INVAL)?;
         let (branch, identity) = (top.branch, top.identity());
@@ -121,16 +122,51 @@ impl Union {
         let generation = Generation::default();
         let kind = rustix::fs::FileType::Directory;
         let seen = Seen { ino, generation, kind, identity, branch, layers, lost: None };
-        let table = Table::new(Arc::new(Node::new(NodeId::ROOT, seen, None, None)));
+        let table = Arc::new(Table::new(Arc::new(Node::new(NodeId::ROOT, seen, None, None))));
         let (index, gone) = match &stack.upper {
             Some(upper) => {
                 let private = upper.stage.private();
-                (Some(Index::open(private, &upper.writer.keys)?), Some(Gone::open(private)?))
+                let (index, gone) = (Index::open(private, &upper.writer.keys)?, Gone::open(private)?);
+                (Some(Arc::new(index)), Some(Arc::new(gone)))
             }
             None => (None, None),
         };
-        let (handles, readings) = (Handles::default(), Readings::default());
-        Ok(Self { stack, fds, numbers, table, handles, readings, index, gone, crossing: Mutex::new(()), workdir })
+        let (handles, readings, crossing) = (Arc::default(), Arc::default(), Arc::default());
+        Ok(Self { stack, fds, numbers, table, handles, readings, index, gone, crossing, workdir })
+    }
+
+    /// The same union over other lowers: what is known, and the upper, are shared. Changes nothing.
+    ///
+    /// # Errors
+    /// As `open`.
+    pub(super) fn over_lowers(&self, new: NewLowers) -> std::result::Result<Self, String> {
+        let uppers = usize::from(self.stack.upper.is_some());
+        let mut lowers = Vec::with_capacity(new.lowers.len());
+        for (at, source) in new.lowers.into_iter().enumerate() {
+            if source.writable {
+                return Err(format!("{}: the writable branch of a union cannot be exchanged", source.label));
+            }
+            lowers.push(lower(uppers + at, source, self.fds.clone(), self.stack.reads_user_marks())?);
+        }
+        if uppers + lowers.len() == 0 {
+            return Err("a union cannot be without branches".to_owned());
+        }
+        let upper = self.stack.branches.first().cloned().zip(self.stack.upper.clone());
+        let stack = Stack::new(upper, lowers, new.covered)
+            .map_err(|errno| format!("the new branches cannot be read: {errno}"))?;
+        self.numbers.meet(&stack);
+        Ok(Self {
+            stack,
+            fds: self.fds.clone(),
+            numbers: self.numbers.clone(),
+            table: self.table.clone(),
+            handles: self.handles.clone(),
+            readings: self.readings.clone(),
+            index: self.index.clone(),
+            gone: self.gone.clone(),
+            crossing: self.crossing.clone(),
+            workdir: self.workdir,
+        })
     }
 
     /// How many nodes are known: for statistics, and for tests that look for leaks.
@@ -159,16 +195,32 @@ impl Union {
     }
 }
 
-fn lower(id: BranchId, source: BranchSource, fds: Arc<DirFds>, keys: Arc<Keys>) -> Result<Branch> {
-    let reader = Reader { overlay: Some(keys), oci: source.oci_whiteouts, mirrors: Vec::new() };
-    let mut branch = Branch::new(id, source.label, source.root, fds, reader)?;
-    for (name, _) in MIRRORS {
-        let mirror = Mirror::new(&branch.root, name)?;
-        if mirror.exists() {
-            branch.reader.mirrors.push(Arc::new(mirror));
+fn id_of(at: usize) -> std::result::Result<BranchId, String> {
+    // The last number is nobody's (`Stack::NOWHERE`).
+    u16::try_from(at)
+        .ok()
+        .filter(|at| *at < u16::MAX)
+        .map(BranchId)
+        .ok_or_else(|| "more than 65535 branches".to_owned())
+}
+
+/// The lower branch at this place of the stack; `user`: its marks are `user.*` attributes.
+fn lower(at: usize, source: BranchSource, fds: Arc<DirFds>, user: bool) -> std::result::Result<Branch, String> {
+    let label = source.label.clone();
+    let id = id_of(at)?;
+    let open = || -> Result<Branch> {
+        let keys = Arc::new(Keys::new(user));
+        let reader = Reader { overlay: Some(keys), oci: source.oci_whiteouts, mirrors: Vec::new() };
+        let mut branch = Branch::new(id, source.label, source.root, fds, reader)?;
+        for (name, _) in MIRRORS {
+            let mirror = Mirror::new(&branch.root, name)?;
+            if mirror.exists() {
+                branch.reader.mirrors.push(Arc::new(mirror));
+            }
         }
-    }
-    Ok(branch)
+        Ok(branch)
+    };
+    open().map_err(|errno| format!("{label}: the branch cannot be used: {errno}"))
 }
 
 fn writable(

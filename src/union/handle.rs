@@ -3,6 +3,7 @@
 //! A file handle remembers which of its node's real objects it has open; when the node has been copied up since
 //! (`Node::epoch`), the next use opens the copy in its stead, so that descriptors made before see what is written after.
 
+use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,7 +15,7 @@ use rustix::fs::OFlags;
 use crate::union::branch::{At, Stat};
 use crate::union::error::{Errno, Result};
 use crate::union::node::Node;
-use crate::union::types::HandleId;
+use crate::union::types::{HandleId, NodeId};
 
 /// An open regular file.
 pub struct OpenFile {
@@ -115,6 +116,17 @@ impl Handles {
     /// `EBADF`.
     pub fn get(&self, id: HandleId) -> Result<Arc<OpenFile>> {
         self.open.get(&id).map(|file| file.value().clone()).ok_or(Errno::BADF)
+    }
+
+    /// The nodes that are open, with a descriptor of the real file where there is one.
+    pub fn open_nodes(&self) -> HashMap<NodeId, Option<Arc<OwnedFd>>> {
+        let mut nodes = HashMap::new();
+        for file in &self.open {
+            let fd = file.real.read().as_ref().map(|(_, fd)| fd.clone());
+            let known: &mut Option<_> = nodes.entry(file.node.id).or_default();
+            *known = known.take().or(fd);
+        }
+        nodes
     }
 
     /// Forgets `id`; returns the node it was for.

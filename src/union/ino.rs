@@ -34,6 +34,14 @@ pub struct Numbers {
 }
 
 impl Numbers {
+    /// Lets the branches' devices be known in the order of the stack.
+    pub fn meet(&self, stack: &Stack) {
+        for branch in &stack.branches {
+            let (dev, ino) = branch.root.identity();
+            self.number(dev, ino);
+        }
+    }
+
     /// The number shown for the object `ino` of device `dev`.
     pub fn number(&self, dev: u64, ino: u64) -> Ino {
         let index = self.index(dev);

@@ -159,8 +159,13 @@ impl Readings {
         }
     }
 
+    /// All directories may list something else now.
+    pub fn clear(&self) {
+        *self.kept.lock() = VecDeque::new();
+    }
+
     /// This listing has been read to its end; somebody else may still read a newer one.
-    pub fn drop(&self, listing: &Arc<Listing>) {
+    pub fn end(&self, listing: &Arc<Listing>) {
         let mut kept = self.kept.lock();
         kept.retain(|(_, one)| !Arc::ptr_eq(one, listing));
         if kept.is_empty() {
@@ -244,7 +249,7 @@ mod tests {
         assert_eq!(readings.kept.lock().len(), KEPT);
         assert!(readings.begun(NodeId(99)).is_some() && readings.begun(NodeId(0)).is_none());
         let last = readings.begun(NodeId(99)).unwrap();
-        readings.drop(&last);
+        readings.end(&last);
         assert!(readings.begun(NodeId(99)).is_none());
     }
 }

@@ -20,4 +20,4 @@ pub mod stack;
 pub mod stage;
 pub mod table;
 pub mod types;
-pub use engine::{BranchSource, Layout, Union};
+pub use engine::{BranchSource, Layout, NewLowers, Union};

@@ -74,6 +74,15 @@ impl Branch {
         Ok(Self { id, label, root, readable, reader, uuid, unique: false, tag, handles, read_only, trust })
     }
 
+    /// Whether nothing below it can be seen.
+    fn hides_all_below(&self) -> Result<bool> {
+        let opaque = self.reader.hides_all_below(&self.root)?;
+        if opaque {
+            log::info!("branch {:?} is opaque: what is below it does not show", self.label);
+        }
+        Ok(opaque)
+    }
+
     fn known(&self) -> Known<'_> {
         Known { dev: self.root.identity().0, uuid: self.uuid, tag: self.tag, label: &self.label }
     }
@@ -148,12 +157,20 @@ pub fn is_fuse(on: BorrowedFd<'_>) -> Result<bool> {
     Ok(rustix::fs::fstatfs(on)?.f_type as u32 == FUSE)
 }
 
+/// What to think of the filesystem that `on` lies on.
+///
+/// # Errors
+/// Those of fstatfs(2).
+pub fn trust_of(on: BorrowedFd<'_>) -> Result<Trust> {
+    Ok(trust_in(rustix::fs::fstatfs(on)?.f_type as u32))
+}
+
 /// Whether other machines may change the filesystem that `on` lies on.
 ///
 /// # Errors
 /// Those of fstatfs(2).
 pub fn is_remote(on: BorrowedFd<'_>) -> Result<bool> {
-    Ok(trust_in(rustix::fs::fstatfs(on)?.f_type as u32) == Trust::Remote)
+    Ok(trust_of(on)? == Trust::Remote)
 }
 
 /// What the upper needs to be written.
@@ -182,45 +199,64 @@ impl Upper {
 /// All branches.
 pub struct Stack {
     /// Top first; the upper, if any, is the first.
-    pub branches: Vec<Branch>,
+    pub branches: Vec<Arc<Branch>>,
     /// The upper's tools, if there is an upper.
-    pub upper: Option<Upper>,
+    pub upper: Option<Arc<Upper>>,
     /// Directories that the union shows empty.
     pub covered: HashSet<(u64, u64)>,
+    /// What the branches below the upper are: the least trustworthy counts.
+    pub trust: Trust,
 }
 
 impl Stack {
     /// The upper is always the first branch.
     pub const UPPER: BranchId = BranchId(0);
 
-    /// All branches, the upper first, if there is one, down to the first that is opaque as a whole: nothing below it can be
-    /// seen. Marks tell the filesystems of the lowers apart from now on.
+    /// A branch that is not in the stack any more.
+    pub const NOWHERE: BranchId = BranchId(u16::MAX);
+
+    /// The upper, if there is one, and the lowers down to the first branch that is opaque as a whole: nothing below that can be
+    /// seen. Marks tell the filesystems of these lowers apart from now on.
     ///
     /// # Errors
     /// Those of openat(2) and statx(2).
-    pub fn new(mut branches: Vec<Branch>, upper: Option<Upper>, covered: HashSet<(u64, u64)>) -> Result<Self> {
-        let mut shown = branches.len();
-        for (at, branch) in branches.iter().enumerate() {
-            if branch.reader.hides_all_below(&branch.root)? {
-                log::info!("branch {:?} is opaque: what is below it does not show", branch.label);
-                shown = at + 1;
+    pub fn new(
+        upper: Option<(Arc<Branch>, Arc<Upper>)>,
+        mut lowers: Vec<Branch>,
+        covered: Vec<(u64, u64)>,
+    ) -> Result<Self> {
+        let (top, upper) = upper.unzip();
+        let mut opaque = top.as_deref().map_or(Ok(false), Branch::hides_all_below)?;
+        let mut shown = Vec::with_capacity(lowers.len());
+        for branch in lowers.drain(..) {
+            if opaque {
                 break;
             }
+            opaque = branch.hides_all_below()?;
+            shown.push(branch);
         }
-        branches.truncate(shown);
-        let lowers = branches.get_mut(usize::from(upper.is_some())..).unwrap_or_default();
-        let told = tell_apart(&lowers.iter().map(Branch::known).collect::<Vec<_>>());
-        for (branch, (tag, unique)) in lowers.iter_mut().zip(told) {
+        let told = tell_apart(&shown.iter().map(Branch::known).collect::<Vec<_>>());
+        for (branch, (tag, unique)) in shown.iter_mut().zip(told) {
             (branch.tag, branch.unique) = (tag, unique);
         }
-        Ok(Self { branches, upper, covered })
+        let trust = shown.iter().map(|branch| branch.trust).min().unwrap_or(Trust::Immutable);
+        let branches = top.into_iter().chain(shown.into_iter().map(Arc::new)).collect();
+        Ok(Self { branches, upper, covered: covered.into_iter().collect(), trust })
+    }
+
+    /// Whether the lowers' marks are `user.*` attributes.
+    pub fn reads_user_marks(&self) -> bool {
+        match &self.upper {
+            Some(upper) => upper.writer.keys.user,
+            None => self.branches.iter().any(|branch| branch.reader.overlay.as_ref().is_some_and(|keys| keys.user)),
+        }
     }
 
     /// The branch called `id`.
     ///
     /// # Errors
     /// `EIO` if there is none, which no caller can bring about.
-    pub fn branch(&self, id: BranchId) -> Result<&Branch> {
+    pub fn branch(&self, id: BranchId) -> Result<&Arc<Branch>> {
         self.branches.get(usize::from(id.0)).ok_or(Errno::IO)
     }
 
@@ -229,7 +265,7 @@ impl Stack {
     /// # Errors
     /// `EROFS` for a union without a writable branch.
     pub fn upper(&self) -> Result<&Upper> {
-        self.upper.as_ref().ok_or(Errno::ROFS)
+        self.upper.as_deref().ok_or(Errno::ROFS)
     }
 
     /// Whether no branch lies below `id`.

@@ -57,6 +57,29 @@ impl Table {
         &self.root
     }
 
+    /// A look-up of the real object `identity` does not come to `node` any more.
+    pub fn unfind(&self, identity: (u64, u64), node: NodeId) {
+        self.aliases.remove_if(&identity, |_, known| *known == node);
+    }
+
+    /// A look-up that sees this comes to `node` from now on, and none comes to another one.
+    pub fn find_as(&self, node: NodeId, seen: &Seen) {
+        if seen.ino.0 == node.0 {
+            self.aliases.remove(&seen.identity);
+        } else {
+            self.aliases.insert(seen.identity, node);
+        }
+    }
+
+    /// The number that is shown for the real object `identity`, if it is known and shows another one than its own.
+    pub fn number_of(&self, identity: (u64, u64)) -> Option<Ino> {
+        if self.aliases.is_empty() {
+            return None;
+        }
+        let id = *self.aliases.get(&identity)?;
+        self.known(id).map(|node| node.ino)
+    }
+
     /// The node called `id`.
     ///
     /// # Errors
@@ -132,6 +155,12 @@ impl Table {
     pub fn follow(&self) {
         self.follows.store(true, Ordering::Release);
         self.note(&self.root);
+    }
+
+    /// The directories show other real ones than before.
+    pub fn note_again(&self) {
+        self.dirs.clear();
+        self.all().iter().for_each(|node| self.note(node));
     }
 
     fn note(&self, node: &Arc<Node>) {

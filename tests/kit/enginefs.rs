@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 
 use cowfs::union::options::Options;
 use cowfs::union::types::{Attr, Caller, Entry, HandleId, NodeId, SetAttr, SetTime, Time};
-use cowfs::union::{BranchSource, Layout, Union};
+use cowfs::union::{BranchSource, Layout, NewLowers, Union};
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 
@@ -36,6 +36,18 @@ pub struct BranchPath {
     pub oci_whiteouts: bool,
 }
 
+impl BranchPath {
+    pub fn open(&self) -> BranchSource {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        BranchSource {
+            label: self.path.display().to_string(),
+            root: rustix::fs::open(&self.path, flags, Mode::empty()).expect("open a branch"),
+            writable: self.writable,
+            oci_whiteouts: self.oci_whiteouts,
+        }
+    }
+}
+
 struct Open {
     chain: Vec<NodeId>,
     node: NodeId,
@@ -51,7 +63,7 @@ struct State {
 }
 
 pub struct EngineFs {
-    branches: Vec<BranchPath>,
+    branches: Mutex<Vec<BranchPath>>,
     options: Options,
     dcache: Dcache,
     pub caller: Caller,
@@ -80,21 +92,15 @@ impl Drop for Walk<'_> {
 impl EngineFs {
     /// Opens a union on these branches. The error is the engine's own text.
     pub fn try_new(branches: Vec<BranchPath>, options: Options, dcache: Dcache) -> Result<Self, String> {
-        let this =
-            Self { branches, options, dcache, caller: Caller::ROOT, union: Mutex::new(None), state: Mutex::default() };
+        let (branches, union) = (Mutex::new(branches), Mutex::new(None));
+        let this = Self { branches, options, dcache, caller: Caller::ROOT, union, state: Mutex::default() };
         this.open_union()?;
         Ok(this)
     }
 
     fn open_union(&self) -> Result<(), String> {
-        let branches = self.branches.iter().map(|branch| BranchSource {
-            label: branch.path.display().to_string(),
-            root: rustix::fs::open(&branch.path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-                .expect("open a branch"),
-            writable: branch.writable,
-            oci_whiteouts: branch.oci_whiteouts,
-        });
-        let layout = Layout { branches: branches.collect(), workdir: None, covered: vec![] };
+        let branches = self.branches.lock().unwrap().iter().map(BranchPath::open).collect();
+        let layout = Layout { branches, workdir: None, covered: vec![] };
         let union = Union::open(layout, self.options.clone())?;
         *self.union.lock().unwrap() = Some(Arc::new(union));
         Ok(())
@@ -103,6 +109,44 @@ impl EngineFs {
     /// The engine itself.
     pub fn union(&self) -> Arc<Union> {
         self.union.lock().unwrap().clone().expect("mounted")
+    }
+
+    /// Exchanges the lowers while nobody asks anything, and looks up again what the kernel would: every name it keeps, which
+    /// goes with all below it where it leads to another node, or nowhere.
+    pub fn exchange(&self, lowers: &[BranchPath]) -> Result<(), String> {
+        let old = self.union();
+        let new = old.over(NewLowers { lowers: lowers.iter().map(BranchPath::open).collect(), covered: vec![] })?;
+        new.succeed(&old)?;
+        drop(old);
+        *self.union.lock().unwrap() = Some(Arc::new(new));
+        {
+            let mut branches = self.branches.lock().unwrap();
+            branches.retain(|branch| branch.writable);
+            branches.extend_from_slice(lowers);
+        }
+        let known: Vec<_> =
+            self.state.lock().unwrap().names.iter().map(|(path, known)| (path.clone(), *known)).collect();
+        for (path, (node, _)) in known {
+            let (dir, name) = split(&path);
+            let parent = if dir.is_empty() { Some(NodeId::ROOT) } else { self.node_of(dir) };
+            let (Some(parent), Some(_)) = (parent, self.node_of(&path)) else { continue };
+            match self.union().lookup(parent, OsStr::from_bytes(name)) {
+                Ok(found) => {
+                    self.union().forget(found.node, 1);
+                    if found.node != node {
+                        self.gone(&path);
+                    }
+                }
+                Err(Errno::NOENT) => self.gone(&path),
+                Err(errno) => return Err(format!("look up {} again: {errno}", super::show(&path))),
+            }
+        }
+        Ok(())
+    }
+
+    /// The node that a name leads to, if the kernel keeps it.
+    pub fn node_of(&self, path: &[u8]) -> Option<NodeId> {
+        self.state.lock().unwrap().names.get(path).map(|(node, _)| *node)
     }
 
     /// Gives the branches back as after a umount, or as after the daemon's death.

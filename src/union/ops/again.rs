@@ -34,7 +34,7 @@ impl Union {
     }
 
     /// The names that lead to a node from the root.
-    fn path_to(&self, node: &Arc<Node>) -> Result<Vec<Name>> {
+    pub(super) fn path_to(&self, node: &Arc<Node>) -> Result<Vec<Name>> {
         let mut path = Vec::new();
         let mut at = node.clone();
         while at.id != NodeId::ROOT {

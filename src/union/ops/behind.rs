@@ -21,6 +21,10 @@ pub enum Stale {
     Object(NodeId),
     /// A name in a directory.
     Name(NodeId, Name),
+    /// A name in a directory that leads to a directory, and may lead there still: what is mounted on it must stay.
+    Dir(NodeId, Name),
+    /// A name in a directory that may have been looked for, and was not there.
+    Absent(NodeId, Name),
 }
 
 impl Union {
@@ -50,11 +54,14 @@ impl Union {
             let Some(node) = self.table.shown(real.identity()) else { continue };
             each(Stale::Object(node.id));
             let Ok(name) = Name::new(name) else { return };
+            let mut known = None;
             if let Ok(child) = stat(fd.as_fd(), name.as_c_str(), AtFlags::SYMLINK_NOFOLLOW) {
                 let number = self.numbers.number(child.dev, child.ino);
                 self.table.numbered(child.identity(), number).into_iter().for_each(|id| each(Stale::Object(id)));
+                known = self.table.shown(child.identity());
             }
-            each(Stale::Name(node.id, name));
+            let stays = known.is_some_and(|known| known.body.read().has_link(&node, &name));
+            each(if stays { Stale::Dir(node.id, name) } else { Stale::Name(node.id, name) });
             return;
         }
     }
@@ -69,6 +76,6 @@ impl Union {
 }
 
 fn names(node: &Arc<Node>) -> Vec<Stale> {
-    let body = node.body.read();
-    body.links.iter().map(|link| Stale::Name(link.parent.id, link.name.clone())).collect()
+    let name = if node.is_dir() { Stale::Dir } else { Stale::Name };
+    node.body.read().links.iter().map(|link| name(link.parent.id, link.name.clone())).collect()
 }

@@ -88,7 +88,7 @@ impl Union {
         };
         let mut rest = listing.after(offset).peekable();
         if rest.peek().is_none() {
-            self.readings.drop(&listing);
+            self.readings.end(&listing);
             return Ok(());
         }
         rest.all(each);
@@ -99,7 +99,10 @@ impl Union {
     fn listing(&self, node: &Arc<Node>) -> Result<Listing> {
         let layers = node.layers()?;
         node.pages.store(self.listing_stamp(&layers)?, Ordering::Release);
-        let mut number = |dir: &Arc<_>, name: &[u8], ino| self.numbers.listed(&self.stack, dir, name, ino);
+        let mut number = |dir: &Arc<RealDir>, name: &[u8], ino| match self.table.number_of((dir.identity().0, ino)) {
+            Some(shown) => Ok(shown),
+            None => self.numbers.listed(&self.stack, dir, name, ino),
+        };
         let mut listing = merge(&self.stack, &layers, &mut number)?;
         listing.push(b".", FileType::Directory, node.ino, 0);
         listing.push(b"..", FileType::Directory, node.parent_ino(), 0);

@@ -33,8 +33,7 @@ impl Union {
 
     /// What the branches below the upper are: the least trustworthy counts.
     pub fn trust(&self) -> Trust {
-        let lowers = self.stack.branches.iter().filter(|branch| !self.stack.is_upper(branch.id));
-        lowers.map(|branch| branch.trust).min().unwrap_or(Trust::Immutable)
+        self.stack.trust
     }
 
     /// Whether closing a file of the upper can still report an error: on a filesystem of another machine.

@@ -243,9 +243,22 @@ impl Union {
     /// The lower file that has the data.
     fn find_data(&self, bare: &Bare) -> Result<Place> {
         let seen_as = (bare.link.parent.layers()?, bare.link.name.clone());
-        let (layers, name, anchored) = self.below(bare.redirect.as_deref(), bare.branch, seen_as)?;
-        let place = self.chase(layers, name)?.ok_or(Errno::IO)?;
-        Ok(Place { anchored, ..place })
+        self.data_below(bare.redirect.as_deref(), bare.branch, seen_as)?.ok_or(Errno::IO)
+    }
+
+    /// The lower file that has the data of the file `at` in `branch`, which is seen as the name given in the directory of these
+    /// layers; `None` if it has them itself, or nobody.
+    pub(super) fn data_elsewhere(&self, at: &At, branch: BranchId, seen_as: (Layers, Name)) -> Result<Option<Place>> {
+        if !self.lacks_data(at, branch)? {
+            return Ok(None);
+        }
+        let redirect = self.redirect(at, branch)?;
+        self.data_below(redirect.as_deref(), branch, seen_as)
+    }
+
+    fn data_below(&self, redirect: Option<&[u8]>, branch: BranchId, seen_as: (Layers, Name)) -> Result<Option<Place>> {
+        let (layers, name, anchored) = self.below(redirect, branch, seen_as)?;
+        Ok(self.chase(layers, name)?.map(|place| Place { anchored, ..place }))
     }
 
     /// Where a mark on the file `at` in `branch` says that its data are, if it says more than that they are elsewhere.

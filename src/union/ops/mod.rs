@@ -13,6 +13,7 @@ mod lookup;
 mod make;
 mod metacopy;
 pub mod open;
+mod over;
 mod raise;
 mod remove;
 mod rename;
@@ -74,7 +75,7 @@ impl Union {
         let lower = *stat;
         loop {
             let (seen, in_index) = self.seen_leaf(dir, name, stat)?;
-            let branch = if in_index.is_some() { seen_branch_of_name(&seen) } else { seen.branch };
+            let branch = branch_of_name(&seen, in_index.as_ref());
             let link = Link { parent: parent.clone(), name: name.clone(), branch };
             let settled = in_index.is_some();
             look();
@@ -140,7 +141,7 @@ impl Union {
 
     /// The index and the name that a lower file with these attributes would have there; `None` if it has one name only.
     fn index_entry(&self, branch: BranchId, stat: &Stat) -> Result<Option<(&Index, Name)>> {
-        let Some(index) = &self.index else { return Ok(None) };
+        let Some(index) = self.index.as_deref() else { return Ok(None) };
         let is_upper = self.stack.is_upper(branch);
         let branch = self.stack.branch(branch)?;
         let same_device = branch.root.identity().0 == stat.dev;
@@ -216,7 +217,7 @@ impl Union {
                 stat.nlink.saturating_sub(body.gone)
             });
         }
-        if self.index.as_ref().is_none_or(Index::is_empty) {
+        if self.index.as_deref().is_none_or(Index::is_empty) {
             return Ok(stat.nlink);
         }
         let at = body.at()?;
@@ -240,7 +241,8 @@ impl Union {
     }
 }
 
-/// A name that leads to the index is a lower branch's: the topmost lower will do, since only "not the upper" matters.
-fn seen_branch_of_name(seen: &Seen) -> BranchId {
-    BranchId(seen.branch.0.saturating_add(1))
+/// The branch of a name under which something was seen. One that leads to the index is a lower branch's: the topmost lower
+/// will do, since only "not the upper" matters.
+fn branch_of_name(seen: &Seen, in_index: Option<&At>) -> BranchId {
+    if in_index.is_some() { BranchId(seen.branch.0.saturating_add(1)) } else { seen.branch }
 }

@@ -83,11 +83,12 @@ impl Union {
         (at, stat): (&At, &Stat),
         (data, wanted): (Option<&At>, Wanted),
     ) -> Result<Copy<'a>> {
-        let branch = self.stack.branch(branch)?;
-        let uuid = branch.handles.then_some(branch.uuid);
+        // One that is gone has no file that the copy could be taken for.
+        let branch = self.stack.branch(branch).ok();
+        let uuid = branch.filter(|branch| branch.handles).map(|branch| branch.uuid);
         // Of another filesystem that is mounted inside the branch the tag is not known.
-        let here = stat.dev == branch.root.identity().0;
-        let tag = (here && !(branch.handles && branch.unique)).then_some(branch.tag);
+        let here = branch.filter(|branch| stat.dev == branch.root.identity().0);
+        let tag = here.filter(|branch| !(branch.handles && branch.unique)).map(|branch| branch.tag);
         let source = Source { at, stat, data, wanted, uuid, tag };
         upper.workshop().copy(&source).during("copy up", at)
     }

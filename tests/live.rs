@@ -1,0 +1,627 @@
+//! The lowers of a union that is served are exchanged: what stays, what comes, what goes, and what is open goes on.
+//!
+//! The judge is a union that is opened anew over the same branches, with a copy of the upper.
+//!
+//! `COWFS_LIVE_CASES` (a format; default 60) makes the random part longer.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod kit;
+
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use cowfs::union::options::Format;
+use cowfs::union::types::{Caller, NodeId};
+use cowfs::union::{NewLowers, Union};
+use kit::enginefs::BranchPath;
+use kit::fs::{EXCHANGE, NOREPLACE};
+use kit::ops::Op;
+use kit::{Dcache, EngineFs, Errno, Fd, Fs, OFlags, Snapshot, Stack, Strict, Tree, path};
+use parking_lot::RwLock;
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+
+/// A union over the upper and some of the lowers of a stack, by their places.
+struct Live {
+    stack: Stack,
+    fs: EngineFs,
+}
+
+impl Live {
+    fn new(format: Format, trees: &[Tree], lowers: &[usize], dcache: Dcache) -> Self {
+        Self::with(Stack::new(format, trees), lowers, dcache)
+    }
+
+    fn with(stack: Stack, lowers: &[usize], dcache: Dcache) -> Self {
+        let branches = [vec![stack.branch_paths()[0].clone()], paths(&stack, lowers)].concat();
+        let fs = EngineFs::try_new(branches, stack.options.clone(), dcache).unwrap();
+        Self { stack, fs }
+    }
+
+    fn over(&self, lowers: &[usize]) {
+        self.fs.exchange(&paths(&self.stack, lowers)).unwrap();
+    }
+
+    /// What is shown is what a union shows that is opened anew over these lowers.
+    #[track_caller]
+    fn check(&self, lowers: &[usize]) {
+        let text = self.differs(lowers);
+        assert!(text.is_empty(), "over {lowers:?}; ours / opened anew:\n{text}");
+    }
+
+    fn differs(&self, lowers: &[usize]) -> String {
+        let copy = self.stack.dir().join("copy");
+        let copied = Command::new("cp").arg("-a").arg(self.stack.path(0)).arg(&copy).status().unwrap();
+        assert!(copied.success());
+        let upper = BranchPath { path: copy.clone(), ..self.stack.branch_paths()[0].clone() };
+        let branches = [vec![upper], paths(&self.stack, lowers)].concat();
+        let judge = EngineFs::try_new(branches, self.stack.options.clone(), Dcache::Keep).unwrap();
+        let shown = Snapshot::try_of(&judge, false).unwrap_or_else(|text| panic!("opened anew: {text}"));
+        drop(judge);
+        std::fs::remove_dir_all(&copy).unwrap();
+        match Snapshot::try_of(&self.fs, false) {
+            Ok(ours) => ours.diff(&shown, &Strict::TWINS),
+            Err(text) => text,
+        }
+    }
+
+    /// Whether anything of the lower at this place is open.
+    fn holds(&self, place: usize) -> bool {
+        holds(&self.stack.path(place))
+    }
+}
+
+fn holds(below: &Path) -> bool {
+    let fds = std::fs::read_dir("/proc/self/fd").unwrap();
+    fds.filter_map(|fd| std::fs::read_link(fd.unwrap().path()).ok()).any(|to| to.starts_with(below))
+}
+
+fn paths(stack: &Stack, places: &[usize]) -> Vec<BranchPath> {
+    places.iter().map(|place| stack.branch_paths()[*place].clone()).collect()
+}
+
+/// In every format.
+#[track_caller]
+fn tell(trees: &[Tree], lowers: &[usize], story: impl Fn(&Live)) {
+    if !kit::can_build() {
+        return;
+    }
+    for (word, format) in Format::ALL {
+        for dcache in [Dcache::Keep, Dcache::Nothing] {
+            let told = kit::guarded(|| {
+                story(&Live::new(format, trees, lowers, dcache));
+                Ok(())
+            });
+            assert!(told.is_ok(), "{word}, {dcache:?}: {}", told.unwrap_err());
+        }
+    }
+}
+
+fn upper() -> Tree {
+    Tree::new(1).file("own", "own").file("d/own", "own").whiteout("d/hidden").opaque("sealed").file("sealed/own", "own")
+}
+
+fn lower(salt: u64) -> Tree {
+    let text = format!("of {salt}");
+    Tree::new(salt)
+        .file("d/f", &text)
+        .file("d/hidden", &text)
+        .file("d/sub/g", &text)
+        .file("sealed/f", &text)
+        .file(format!("only-{salt}"), &text)
+        .file(format!("dir-{salt}/f"), &text)
+}
+
+fn read(fs: &dyn Fs, path: &[u8]) -> String {
+    fs.read(path).map_or_else(|errno| errno.to_string(), |data| String::from_utf8(data).unwrap())
+}
+
+#[test]
+fn add_remove_reorder_swap() {
+    tell(&[upper(), lower(2), lower(3), lower(4)], &[1], |live| {
+        Snapshot::of(&live.fs);
+        for lowers in [&[1, 2][..], &[2, 1], &[2], &[3], &[3, 2, 1], &[], &[1, 2, 3], &[2], &[2], &[1]] {
+            live.over(lowers);
+            live.check(lowers);
+        }
+        assert!(!live.holds(2) && !live.holds(3));
+        live.fs.forget();
+        assert_eq!(live.fs.union().known_nodes(), 1);
+        live.check(&[1]);
+    });
+}
+
+#[test]
+fn directories_keep_their_nodes_and_other_objects_only_if_they_are_the_same() {
+    tell(&[upper(), lower(2), lower(3)], &[1], |live| {
+        let fs = &live.fs;
+        Snapshot::of(fs);
+        if fs.node_of(b"d").is_none() {
+            // Forgotten at once.
+            return;
+        }
+        let node = |path: &str| fs.node_of(path.as_bytes());
+        let ino = |path: &str| fs.stat(path.as_bytes()).unwrap().ino;
+        let dirs = ["d", "d/sub", "sealed"];
+        let before = dirs.map(|dir| (node(dir), ino(dir)));
+        let (own, f) = (node("d/own"), node("d/f"));
+        for (lowers, same) in [(&[1, 2][..], true), (&[2, 1], false), (&[2], false)] {
+            live.over(lowers);
+            Snapshot::of(fs);
+            assert_eq!(dirs.map(|dir| (node(dir), ino(dir))), before, "{lowers:?}");
+            assert_eq!(node("d/own"), own);
+            assert!(same == (node("d/f") == f) || f.is_none(), "{lowers:?}");
+        }
+    });
+}
+
+#[test]
+fn what_is_open_goes_on() {
+    tell(&[upper(), lower(2), lower(3)], &[1], |live| {
+        let fs = &live.fs;
+        let one = fs.open(b"only-2", OFlags::RDONLY, 0).unwrap();
+        let two = fs.open(b"d/f", OFlags::RDONLY, 0).unwrap();
+        let own = fs.open(b"d/own", OFlags::RDWR, 0).unwrap();
+        let unlinked = fs.open(b"dir-2/f", OFlags::RDONLY, 0).unwrap();
+        fs.unlink(b"dir-2/f").unwrap();
+        for lowers in [&[2][..], &[], &[2, 1], &[1, 2], &[2]] {
+            live.over(lowers);
+            for fd in [one, two, unlinked] {
+                assert_eq!(fs.pread(fd, 0, 100).unwrap(), b"of 2");
+                assert_eq!(fs.fstat(fd).unwrap().size, 4);
+            }
+            fs.pwrite(own, 0, b"OWN").unwrap();
+            assert_eq!(read(fs, b"d/own"), "OWN");
+            live.check(lowers);
+        }
+        assert_eq!(fs.fstat(one).unwrap().nlink, 0);
+        assert!(live.holds(1));
+        // Nothing of it may be changed where it lies.
+        fs.fchmod(one, 0o640).unwrap();
+        fs.fchmod(unlinked, 0o640).unwrap();
+        assert_eq!(fs.fstat(one).unwrap().perm(), 0o640);
+        assert_eq!(fs.pread(one, 0, 100).unwrap(), b"of 2");
+        for fd in [one, two, own, unlinked] {
+            fs.close(fd).unwrap();
+        }
+        fs.forget();
+        assert_eq!(fs.union().known_nodes(), 1);
+        assert!(!live.holds(1));
+        live.check(&[2]);
+    });
+}
+
+/// A file with two lower names that was copied up under one of them: the other leads to the copy as long as that lower is there.
+#[test]
+fn hard_links_over_copy_up() {
+    let linked = lower(2).file("l/a", "two names").link("l/a", "l/b");
+    tell(&[upper(), linked, lower(3).file("l/b", "another")], &[1], |live| {
+        let fs = &live.fs;
+        fs.append(b"l/a", b", one file").unwrap();
+        let by_b = fs.open(b"l/b", OFlags::RDWR, 0).unwrap();
+        for lowers in [&[1, 2][..], &[2], &[], &[2, 1], &[1]] {
+            live.over(lowers);
+            fs.pwrite(by_b, 0, b"TWO").unwrap();
+            assert_eq!(read(fs, b"l/a"), "TWO names, one file", "{lowers:?}");
+            let b = match lowers {
+                [] => Errno::NOENT.to_string(),
+                [2, ..] => "another".to_owned(),
+                _ => "TWO names, one file".to_owned(),
+            };
+            assert_eq!(read(fs, b"l/b"), b, "{lowers:?}");
+            live.check(lowers);
+        }
+        assert_eq!(fs.stat(b"l/a").unwrap().ino, fs.stat(b"l/b").unwrap().ino);
+        fs.close(by_b).unwrap();
+        fs.forget();
+        assert_eq!(fs.union().known_nodes(), 1);
+    });
+}
+
+/// Its attributes are the upper's, its data whatever lower file has that name.
+#[test]
+fn files_whose_data_are_a_lowers() {
+    let with = |salt: u64| lower(salt).file("d/m", format!("data of {salt}")).file("d/same", "the same");
+    tell(&[upper(), with(2), with(3)], &[1], |live| {
+        let fs = &live.fs;
+        for name in [&b"d/m"[..], b"d/same"] {
+            fs.chmod(name, 0o600).unwrap();
+        }
+        let open = fs.open(b"d/m", OFlags::RDONLY, 0).unwrap();
+        for lowers in [&[1, 2][..], &[2, 1], &[2], &[2, 1], &[1]] {
+            live.over(lowers);
+            assert_eq!(fs.pread(open, 0, 100).unwrap(), b"data of 2", "{lowers:?}");
+            assert_eq!(fs.fstat(open).unwrap().perm(), 0o600, "{lowers:?}");
+            live.check(lowers);
+        }
+        live.over(&[2]);
+        let before = read(fs, b"d/m");
+        fs.append(b"d/m", b"+").unwrap();
+        assert_eq!(read(fs, b"d/m"), before + "+");
+        live.check(&[2]);
+        fs.close(open).unwrap();
+        live.over(&[]);
+        // No lower has the data any more, where they were not copied.
+        let lost = Errno::IO.to_string();
+        assert!(read(fs, b"d/same") == lost || fs.stat(b"d/same").unwrap().size == 8);
+        fs.forget();
+        assert_eq!(fs.union().known_nodes(), 1);
+        assert!(!live.holds(1) && !live.holds(2));
+    });
+}
+
+#[test]
+fn renamed_directories() {
+    tell(&[upper(), lower(2), lower(3)], &[1, 2], |live| {
+        let fs = &live.fs;
+        let renamed = fs.rename(b"d", b"moved", 0);
+        if renamed == Err(Errno::XDEV) {
+            return;
+        }
+        renamed.unwrap();
+        fs.mkdir(b"d", 0o755).unwrap();
+        fs.write(b"moved/sub/new", b"new").unwrap();
+        Snapshot::of(fs);
+        for lowers in [&[2, 1][..], &[2], &[1], &[], &[1, 2]] {
+            live.over(lowers);
+            live.check(lowers);
+            fs.rename(b"moved/sub", b"moved/again", 0).unwrap();
+            assert_eq!(read(fs, b"moved/again/new"), "new");
+            fs.rename(b"moved/again", b"moved/sub", 0).unwrap();
+            live.check(lowers);
+        }
+    });
+}
+
+#[test]
+fn removed_directories_stay_removed_and_gone_ones_come_again() {
+    tell(&[upper(), lower(2), lower(3)], &[1], |live| {
+        let fs = &live.fs;
+        Snapshot::of(fs);
+        fs.unlink(b"dir-2/f").unwrap();
+        fs.rmdir(b"dir-2").unwrap();
+        let union = fs.union();
+        let sub = union.lookup(NodeId::ROOT, "d".as_ref()).and_then(|d| union.lookup(d.node, "sub".as_ref())).unwrap();
+        drop(union);
+        for lowers in [&[2][..], &[], &[1], &[1, 2]] {
+            live.over(lowers);
+            let union = fs.union();
+            let known = union.getattr(sub.node, None).map(|attr| attr.ino);
+            let listed = union.readdir(sub.node, 0, &mut |_| true);
+            let there = !lowers.is_empty();
+            // A node that is gone does not come again.
+            let gone = lowers.contains(&1);
+            assert!(known == Ok(sub.attr.ino) || !there || gone, "{lowers:?}: {known:?}");
+            assert!(there && !gone || listed == Err(Errno::NOENT), "{lowers:?}: {listed:?}");
+            live.check(lowers);
+        }
+        assert_eq!(fs.stat(b"dir-2"), Err(Errno::NOENT));
+    });
+}
+
+/// Something in a new lower cannot be read: nothing has changed then.
+#[test]
+fn a_refusal_changes_nothing() {
+    let bad = lower(3).dir("dir-2").xattr("trusted.overlay.redirect", vec![b'x'; 300]);
+    tell(&[upper(), lower(2), bad, lower(4)], &[1], |live| {
+        let fs = &live.fs;
+        let before = Snapshot::of(fs);
+        let known = fs.union().known_nodes();
+        let refused = fs.exchange(&paths(&live.stack, &[2, 3]));
+        if fs.node_of(b"dir-2").is_some() {
+            let text = refused.unwrap_err();
+            assert!(text.contains("/dir-2"), "{text}");
+            assert_eq!(fs.union().known_nodes(), known);
+            before.assert_same(&Snapshot::of(fs), &Strict::UNTOUCHED, "after the refusal");
+            live.check(&[1]);
+        }
+        let mut writable = paths(&live.stack, &[3]);
+        writable[0].writable = true;
+        assert!(fs.exchange(&writable).unwrap_err().contains("branch3"));
+        assert!(!live.holds(2) && !live.holds(3) || fs.node_of(b"dir-2").is_none());
+    });
+}
+
+#[test]
+fn without_an_upper() {
+    if !kit::can_build() {
+        return;
+    }
+    for (_, format) in Format::ALL {
+        let stack = Stack::read_only(format, &[lower(2), lower(3), lower(4)]);
+        let fs = EngineFs::try_new(paths(&stack, &[0]), stack.options.clone(), Dcache::Keep).unwrap();
+        Snapshot::of(&fs);
+        let (root, d) = (fs.stat(b"").unwrap().ino, fs.stat(b"d").unwrap().ino);
+        for lowers in [&[0, 1][..], &[1, 0], &[2, 1], &[2], &[0]] {
+            fs.exchange(&paths(&stack, lowers)).unwrap();
+            let anew = EngineFs::try_new(paths(&stack, lowers), stack.options.clone(), Dcache::Keep).unwrap();
+            Snapshot::of(&fs).assert_same(&Snapshot::of(&anew), &Strict::TWINS, "over other lowers");
+            assert_eq!((fs.stat(b"").unwrap().ino, fs.stat(b"d").unwrap().ino), (root, d));
+        }
+        assert!(fs.exchange(&[]).is_err());
+    }
+}
+
+/// Any lowers in any order, between any operations.
+#[derive(Clone, Copy, Debug)]
+struct Step {
+    what: u8,
+    a: u16,
+    b: u16,
+}
+
+#[derive(Clone, Debug)]
+struct Plan {
+    seeds: Vec<(u8, u16, u8)>,
+    steps: Vec<Step>,
+    eager_forget: bool,
+}
+
+const LOWERS: usize = 3;
+
+fn plans() -> impl Strategy<Value = Plan> {
+    let step = (any::<u8>(), any::<u16>(), any::<u16>()).prop_map(|(what, a, b)| Step { what, a, b });
+    let seeds = prop::collection::vec((0..=LOWERS as u8, any::<u16>(), any::<u8>()), 4..40);
+    (seeds, prop::collection::vec(step, 4..40), any::<bool>()).prop_map(|(seeds, steps, eager_forget)| Plan {
+        seeds,
+        steps,
+        eager_forget,
+    })
+}
+
+/// Few names, so that they meet, up to three deep.
+fn some_path(pick: u16) -> Vec<u8> {
+    let depth = usize::from(pick % 3) + 1;
+    let letters = [pick / 3 % 4, pick / 12 % 4, pick / 48 % 4].map(|n| [b"abcd"[usize::from(n)]]);
+    letters[..depth].join(&b'/')
+}
+
+fn planted(plan: &Plan, format: Format) -> Vec<Tree> {
+    let mut trees: Vec<_> = (0..=LOWERS as u64).map(|place| Tree::new(place + 1)).collect();
+    for &(place, pick, item) in &plan.seeds {
+        let (tree, target) = (trees[usize::from(place)].clone(), some_path(pick));
+        let is_dir = |path: &[u8]| {
+            tree.entries.get(path).is_none_or(|known| matches!(known.item, kit::Item::Dir | kit::Item::Opaque))
+        };
+        let parts: Vec<_> = target.split(|&b| b == b'/').collect();
+        if tree.entries.contains_key(&target) || !(1..parts.len()).all(|depth| is_dir(&parts[..depth].join(&b'/'))) {
+            continue;
+        }
+        let file = tree.entries.iter().find(|(_, known)| matches!(known.item, kit::Item::File(_)));
+        let file = file.map(|(path, _)| path.clone());
+        trees[usize::from(place)] = match item % 10 {
+            0 | 1 => tree.file(&target, format!("{} of {place}", kit::show(&target))),
+            2..=5 => tree.dir(&target).owner(u32::from(item), 3),
+            6 => tree.symlink(&target, "there"),
+            7 => tree.opaque(&target),
+            8 => tree.whiteout(&target),
+            _ => match file {
+                Some(old) => tree.link(old, &target),
+                None => tree.file(&target, vec![item; 9_000]),
+            },
+        };
+        let _ = format;
+    }
+    trees
+}
+
+fn lowers_of(pick: u16) -> Vec<usize> {
+    let mut all: Vec<usize> = (1..=LOWERS).collect();
+    all.rotate_left(usize::from(pick % 3));
+    if pick / 3 % 2 == 1 {
+        all.reverse();
+    }
+    all.truncate(usize::from(pick / 6) % (LOWERS + 1));
+    all
+}
+
+fn run(plan: &Plan, format: Format) -> Result<(), String> {
+    let dcache = if plan.eager_forget { Dcache::Nothing } else { Dcache::Keep };
+    let mut lowers = vec![1];
+    let mut stack = Stack::new(format, &planted(plan, format));
+    stack.options.metacopy = plan.steps.len() % 2 == 0;
+    let live = Live::with(stack, &lowers, dcache);
+    let fs = &live.fs;
+    // What was read from each when it was opened, until somebody writes to it.
+    let mut open: Vec<(Fd, Option<Vec<u8>>)> = Vec::new();
+    for (number, step) in plan.steps.iter().enumerate() {
+        let (one, other) = (some_path(step.a), some_path(step.b));
+        let data = || vec![b'0' + (step.b % 64) as u8; usize::from(step.b % 300) + 1];
+        let op = match step.what % 24 {
+            0 => Op::Write(one, data()),
+            1 => Op::Append(one, data()),
+            2 => Op::Mkdir(one, 0o755),
+            3 => Op::Unlink(one),
+            4 => Op::Rmdir(one),
+            5 | 6 => Op::Rename(one, other, 0),
+            7 => Op::Rename(one, other, EXCHANGE),
+            8 => Op::Rename(one, other, NOREPLACE),
+            9 => Op::Link(one, other),
+            10 | 11 => Op::Chmod(one, 0o600 + u32::from(step.b % 8)),
+            12 | 13 => Op::List(one),
+            14 | 15 => {
+                let flags = if step.b % 3 == 0 { OFlags::RDWR } else { OFlags::RDONLY };
+                if let Ok(fd) = fs.open(&one, flags, 0) {
+                    let read = fs.pread(fd, 0, 20_000).map_err(|errno| format!("read {}: {errno}", kit::show(&one)))?;
+                    open.push((fd, Some(read).filter(|_| flags == OFlags::RDONLY)));
+                }
+                continue;
+            }
+            16 if !open.is_empty() => {
+                let (fd, _) = open.swap_remove(usize::from(step.a) % open.len());
+                fs.close(fd).unwrap();
+                continue;
+            }
+            17 => {
+                fs.forget();
+                continue;
+            }
+            18 => {
+                let text = live.differs(&lowers);
+                if !text.is_empty() {
+                    return Err(format!("before step {number}, over {lowers:?}; ours / opened anew:\n{text}"));
+                }
+                continue;
+            }
+            _ => {
+                let dirs: Vec<_> = known_dirs(fs);
+                lowers = lowers_of(step.a);
+                fs.exchange(&paths(&live.stack, &lowers)).map_err(|text| format!("step {number}: {text}"))?;
+                for (path, node) in dirs {
+                    let now = fs.stat(&path).is_ok_and(|stat| stat.kind().is_dir()).then(|| fs.node_of(&path));
+                    if dcache == Dcache::Keep && now.is_some_and(|now| now != Some(node)) {
+                        return Err(format!("step {number}: {} has another node", kit::show(&path)));
+                    }
+                }
+                let text = live.differs(&lowers);
+                if !text.is_empty() {
+                    return Err(format!("step {number}, over {lowers:?}; ours / opened anew:\n{text}"));
+                }
+                for (fd, before) in &open {
+                    let now = fs.pread(*fd, 0, 20_000).and_then(|now| fs.fstat(*fd).map(|_| now));
+                    match now {
+                        Err(errno) => return Err(format!("step {number}: what is open: {errno}")),
+                        Ok(_) => drop(before),
+                    }
+                }
+                continue;
+            }
+        };
+        let _refused = op.run(fs);
+    }
+    for (fd, _) in open {
+        fs.close(fd).unwrap();
+    }
+    fs.exchange(&[]).map_err(|text| format!("in the end: {text}"))?;
+    fs.forget();
+    match fs.union().known_nodes() {
+        1 => {}
+        known => return Err(format!("{known} nodes in the end")),
+    }
+    match (1..=LOWERS).find(|place| live.holds(*place)) {
+        None => Ok(()),
+        Some(place) => Err(format!("branch {place} is held")),
+    }
+}
+
+fn known_dirs(fs: &EngineFs) -> Vec<(Vec<u8>, NodeId)> {
+    let mut known = Vec::new();
+    let Ok(tree) = Snapshot::try_of(fs, false) else { return known };
+    for (path, object) in tree.0 {
+        if let (true, Some(node)) = (object.kind == 'd', fs.node_of(&path)) {
+            known.push((path, node));
+        }
+    }
+    known
+}
+
+#[test]
+fn any_exchange_between_any_operations() {
+    if !kit::can_build() {
+        return;
+    }
+    kit::in_memory();
+    for (word, format) in Format::ALL {
+        let cases = kit::env_number("COWFS_LIVE_CASES", 60) as u32;
+        let mut runner = TestRunner::new(Config { cases, max_shrink_iters: 2_000, ..Config::default() });
+        let result =
+            runner.run(&plans(), |plan| kit::guarded(|| run(&plan, format)).map_err(|text| TestCaseError::fail(text)));
+        if let Err(error) = result {
+            panic!("{word}: {error}");
+        }
+    }
+}
+
+/// Requests go on while the lowers are exchanged, as `fuse::current` has it: a request has the union to itself and its like,
+/// and the exchange has it alone.
+#[test]
+fn exchanged_while_others_are_at_work() {
+    if !kit::can_build() {
+        return;
+    }
+    let rounds = kit::env_number("COWFS_LIVE_ROUNDS", 300);
+    for (word, format) in Format::ALL {
+        let stack = Stack::new(format, &[upper(), lower(2), lower(3), lower(4)]);
+        let fs = EngineFs::try_new(stack.branch_paths(), stack.options.clone(), Dcache::Keep).unwrap();
+        let slot = RwLock::new(fs.union());
+        let (done, stack) = (AtomicBool::new(false), &stack);
+        std::thread::scope(|threads| {
+            let (slot, done) = (&slot, &done);
+            let mut workers = Vec::new();
+            for worker in 0..6 {
+                workers.push(threads.spawn(move || {
+                    let mut turns = 0;
+                    while !done.load(Ordering::Relaxed) {
+                        work(slot, worker, turns);
+                        turns += 1;
+                    }
+                    turns
+                }));
+            }
+            for round in 0..rounds {
+                let lowers = lowers_of(round as u16 * 7 + 6);
+                let lowers = lowers.iter().map(|place| stack.branch_paths()[*place].open()).collect();
+                let new = slot.read().over(NewLowers { lowers, covered: vec![] }).unwrap();
+                let mut slot = slot.write();
+                new.succeed(&slot).unwrap();
+                *slot = Arc::new(new);
+                drop(slot);
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+            done.store(true, Ordering::Relaxed);
+            let turns: Vec<u64> = workers.into_iter().map(|worker| worker.join().unwrap()).collect();
+            assert!(turns.iter().all(|turns| *turns > 5), "{word}: {turns:?}");
+        });
+        let union = slot.into_inner();
+        assert_eq!(union.known_nodes(), 1, "{word}");
+        drop(fs);
+        union.close();
+    }
+}
+
+/// One look at a file from end to end, request by request. What is outside the lowers never fails.
+fn work(slot: &RwLock<Arc<Union>>, worker: u64, turn: u64) {
+    let mut path: &[&str] =
+        [&["d", "f"][..], &["d", "own"], &["d", "sub", "g"], &["own"], &["dir-3", "f"]][(turn % 5) as usize];
+    let ours = path.ends_with(&["own"]);
+    let mut nodes = vec![NodeId::ROOT];
+    let found = loop {
+        let Some((name, rest)) = path.split_first() else { break true };
+        match slot.read().lookup(*nodes.last().unwrap(), name.as_ref()) {
+            Ok(entry) => nodes.push(entry.node),
+            // Gone; or its directory was, between two requests.
+            Err(Errno::NOENT | Errno::STALE) if !ours => break false,
+            Err(errno) => panic!("look up {name}: {errno}"),
+        }
+        path = rest;
+    };
+    let node = *nodes.last().unwrap();
+    if found {
+        let caller = Caller::ROOT;
+        let writes = ours || worker == 0 && turn % 7 == 0;
+        let flags = if writes { libc::O_RDWR } else { libc::O_RDONLY };
+        let opened = slot.read().open_file(node, flags, &caller);
+        match opened {
+            Ok(handle) => {
+                let mut buffer = [0; 16];
+                for _ in 0..3 {
+                    assert!(slot.read().read(handle, 0, &mut buffer).unwrap() > 0);
+                    if writes {
+                        slot.read().write(handle, 0, b"of any").unwrap();
+                    }
+                    slot.read().getattr(node, Some(handle)).unwrap();
+                }
+                slot.read().release(handle);
+            }
+            Err(Errno::STALE | Errno::NOENT) if !ours => {}
+            Err(errno) => panic!("open: {errno}"),
+        }
+    }
+    let listed = slot.read().readdir(nodes[nodes.len() / 2], 0, &mut |_| true);
+    assert!(matches!(listed, Ok(()) | Err(Errno::NOENT | Errno::NOTDIR)), "{listed:?}");
+    for node in nodes.into_iter().skip(1).rev() {
+        slot.read().forget(node, 1);
+    }
+}
