@@ -55,11 +55,12 @@ impl Current {
             let seconds = PATIENCE.as_secs();
             return Err(format!("busy: requests have been under way for {seconds} s; nothing has changed"));
         };
-        let stale = new.succeed(&slot)?;
+        let (mut stale, changed) = new.succeed(&slot)?;
         let old = std::mem::replace(&mut *slot, Arc::new(new));
         drop(slot);
         // With the last descriptors of branches that are not there any more.
         drop(old);
+        stale.extend(self.with(|union| union.absent_until_now(&changed)));
         Ok(stale)
     }
 

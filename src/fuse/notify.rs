@@ -30,9 +30,9 @@ const PATIENCE: Duration = Duration::from_millis(20);
 /// How long whoever has changed all is held up.
 const LONG_PATIENCE: Duration = Duration::from_secs(10);
 
-/// FUSE_NOTIFY_INVAL_ENTRY and FUSE_NOTIFY_INC_EPOCH of linux/fuse.h, in forms that fuser 0.18 does not know.
+/// FUSE_NOTIFY_INVAL_ENTRY of linux/fuse.h. Not FUSE_NOTIFY_INC_EPOCH, by which each name would be found invalid when it is next
+/// used, and lose what is mounted on it.
 const INVAL_ENTRY: i32 = 3;
-const INC_EPOCH: i32 = 8;
 /// FUSE_EXPIRE_ONLY: the name is looked up again when it is next used; what is mounted on it stays if it leads there still.
 const EXPIRE_ONLY: u32 = 1;
 
@@ -84,15 +84,9 @@ impl Notices {
         let _in_time = self.wait(Some(notice), PATIENCE);
     }
 
-    /// Tells the kernel that any name may mean something else, and these for certain; and waits until it has heard.
+    /// Tells the kernel all of this, and waits until it has heard.
     pub fn tell_all(&self, stale: Vec<Stale>) {
-        let Some(kernel) = self.kernel.get() else { return };
-        // This waits for nobody. Older kernels keep names that are absent for as long as they were told.
-        let all_names = kernel.write(INC_EPOCH, &[]).is_ok();
-        stale
-            .into_iter()
-            .filter(|stale| !all_names || matches!(stale, Stale::Object(_)))
-            .for_each(|one| self.tell(one));
+        stale.into_iter().for_each(|one| self.tell(one));
         if !self.wait(None, LONG_PATIENCE) {
             log::warn!("the kernel takes long to hear of changes; it may show what was before for a while");
         }
@@ -149,7 +143,9 @@ impl Kernel {
     fn speak(&self, notice: &Stale, expires: bool) {
         let told = match notice {
             Stale::Object(node) => self.notifier.inval_inode(INodeNo(node.0), 0, 0),
-            Stale::Name(parent, name) => {
+            // Even if it was found meanwhile, and something mounted on it.
+            Stale::Absent(parent, name) if expires => self.expire(*parent, name),
+            Stale::Name(parent, name) | Stale::Absent(parent, name) => {
                 self.notifier.inval_entry(INodeNo(parent.0), OsStr::from_bytes(name.as_bytes()))
             }
             Stale::Dir(parent, name) if expires => self.expire(*parent, name),

@@ -23,6 +23,8 @@ pub enum Stale {
     Name(NodeId, Name),
     /// A name in a directory that leads to a directory, and may lead there still: what is mounted on it must stay.
     Dir(NodeId, Name),
+    /// A name in a directory that may have been looked for, and was not there.
+    Absent(NodeId, Name),
 }
 
 impl Union {

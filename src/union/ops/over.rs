@@ -11,7 +11,7 @@
 //!
 //! Not here: how that is brought about (`fuse::current`).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -20,8 +20,10 @@ use rustix::fs::OFlags;
 use smallvec::SmallVec;
 
 use crate::union::branch::At;
+use crate::union::branch::list::list;
 use crate::union::engine::{NewLowers, Union};
-use crate::union::error::{Errno, Result};
+use crate::union::error::{Errno, Result, best_effort};
+use crate::union::name::Name;
 use crate::union::node::{Body, Data, Link, Node, Seen};
 use crate::union::ops::behind::Stale;
 use crate::union::ops::branch_of_name;
@@ -72,11 +74,12 @@ impl Union {
         self.over_lowers(lowers)
     }
 
-    /// Takes the place of `old`, which nobody asks meanwhile nor later. Returns what the kernel must not trust any more.
+    /// Takes the place of `old`, which nobody asks meanwhile nor later. Returns what the kernel must not trust any more, and
+    /// the directories that have other layers now (see `absent_until_now`).
     ///
     /// # Errors
     /// A complete sentence; nothing has changed, and `old` goes on.
-    pub fn succeed(&self, old: &Self) -> std::result::Result<Vec<Stale>, String> {
+    pub fn succeed(&self, old: &Self) -> std::result::Result<(Vec<Stale>, Vec<NodeId>), String> {
         let (open, layers, fates) = (self.handles.open_nodes(), HashMap::new(), Vec::with_capacity(self.table.len()));
         let mut plan = Plan { old, new: self, open, layers, fates };
         plan.make().map_err(|(node, errno)| {
@@ -85,6 +88,34 @@ impl Union {
             format!("the new branches cannot be read at {:?}: {errno}", String::from_utf8_lossy(&path))
         })?;
         Ok(plan.carry_out())
+    }
+
+    /// The names in these directories that nobody has been shown, though a lower has them: that one is absent is remembered by
+    /// the kernel alone.
+    pub fn absent_until_now(&self, dirs: &[NodeId]) -> Vec<Stale> {
+        let dirs: HashSet<_> = dirs.iter().copied().collect();
+        let mut told = HashSet::new();
+        for node in self.table.all() {
+            let body = node.body.read();
+            let links = body.links.iter().filter(|link| dirs.contains(&link.parent.id));
+            told.extend(links.map(|link| (link.parent.id, link.name.clone())));
+        }
+        let mut absent = Vec::new();
+        for id in dirs {
+            let layers = self.table.get(id).and_then(|node| node.layers()).unwrap_or_default();
+            for layer in layers.iter().filter(|layer| !self.stack.is_upper(layer.branch)) {
+                let listed = list(layer, |name, _, _| {
+                    if let Ok(name) = Name::new(name)
+                        && told.insert((id, name.clone()))
+                    {
+                        absent.push(Stale::Absent(id, name));
+                    }
+                    Ok(())
+                });
+                best_effort("look for names that came with other branches", listed);
+            }
+        }
+        absent
     }
 }
 
@@ -225,7 +256,7 @@ impl Plan<'_> {
     }
 
     /// Changes what is known. Nothing in here can fail.
-    fn carry_out(self) -> Vec<Stale> {
+    fn carry_out(self) -> (Vec<Stale>, Vec<NodeId>) {
         let Self { old, new, fates, .. } = self;
         let table = &new.table;
         let current = |node: &Node| !node.left_behind.load(Ordering::Acquire);
@@ -234,13 +265,16 @@ impl Plan<'_> {
                 table.unfind(node.body.read().identity, node.id);
             }
         }
-        let (mut stale, mut parents) = (Vec::new(), Vec::new());
+        let (mut stale, mut changed, mut parents) = (Vec::new(), Vec::new(), Vec::new());
         for (node, fate) in fates {
             let mut body = node.body.write();
             let names = std::mem::take(&mut body.links);
             let upper = new.stack.is_upper(body.branch);
             match fate {
                 Fate::Stays(stay) => {
+                    if node.is_dir() && identities(&body.layers).ne(identities(&stay.seen.layers)) {
+                        changed.push(node.id);
+                    }
                     if node.is_dir() || matches!(stay.data, Some(Data::Unknown)) {
                         node.pages.store(0, Ordering::Release);
                         stale.push(Stale::Object(node.id));
@@ -281,7 +315,7 @@ impl Plan<'_> {
         table.note_again();
         parents.into_iter().for_each(|parent| table.release(parent));
         new.fds.sweep();
-        stale
+        (stale, changed)
     }
 }
 
@@ -305,6 +339,10 @@ impl Body {
         }
         (self.held, self.index, self.before) = (held, None, None);
     }
+}
+
+fn identities(layers: &Layers) -> impl Iterator<Item = (u64, u64)> {
+    layers.iter().map(|layer| layer.identity())
 }
 
 /// Where the branch that was `branch` is in the new stack.
