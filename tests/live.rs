@@ -53,7 +53,8 @@ impl Live {
 
     fn differs(&self, lowers: &[usize]) -> String {
         let copy = self.stack.dir().join("copy");
-        let copied = Command::new("cp").arg("-a").arg(self.stack.path(0)).arg(&copy).status().unwrap();
+        let copied =
+            Command::new("cp").args(["-a", "--sparse=always"]).arg(self.stack.path(0)).arg(&copy).status().unwrap();
         assert!(copied.success());
         let upper = BranchPath { path: copy.clone(), ..self.stack.branch_paths()[0].clone() };
         let branches = [vec![upper], paths(&self.stack, lowers)].concat();
