@@ -25,7 +25,7 @@ pub(super) struct Words {
     pub fake: bool,
     /// mount(8) calls, as mount.cowfs.
     pub helper: bool,
-    /// `-N`: the mount namespace that mount(8) was asked to mount in.
+    /// `-N`: the mount namespace that mount(8) was asked to mount in; by hand only to remount.
     pub namespace: Option<Vec<u8>>,
 }
 
@@ -74,6 +74,11 @@ pub(super) fn read(mut args: impl Iterator<Item = OsString>) -> Result<Line, Usa
             _ => words.positionals.push(arg),
         }
     }
+    // To mount elsewhere is for mount(8) to ask, which does what else belongs to it.
+    let remounts = || words.options.iter().any(|list| list.split(|&byte| byte == b',').any(|one| one == b"remount"));
+    if words.namespace.is_some() && !helper && !remounts() {
+        return Err(UsageError::new("'-N' goes with -o remount; to mount in another namespace: mount -N"));
+    }
     Ok(Line::Words(words))
 }
 
@@ -96,7 +101,7 @@ fn read_letters(
             (b'd', _) => words.debug = true,
             // mount(8): do not write /etc/mtab; be verbose.
             (b'n' | b'v', _) => {}
-            (b'o', _) | (b't' | b'N', true) => {
+            (b'o' | b'N', _) | (b't', true) => {
                 let rest = &arg[at + 1..];
                 let value = if rest.is_empty() { args.next() } else { Some(rest.to_vec()) };
                 let Some(value) = value else {
@@ -190,6 +195,8 @@ mod tests {
             let Ok(Line::Words(words)) = line(program, "A M -N /run/ns -o rw") else { panic!() };
             assert_eq!(words.namespace, Some(b"/run/ns".to_vec()));
             assert!(line("cowfs", "A M -N /run/ns").is_err_and(|error| error.contains("'-N'")));
+            let Ok(Line::Words(words)) = line("cowfs", "-N/run/ns -o ro,remount M") else { panic!() };
+            assert_eq!(words.namespace, Some(b"/run/ns".to_vec()));
         }
     }
 }

@@ -5,11 +5,12 @@ use std::fmt::Write;
 use crate::cli::options::offered;
 
 /// The flags, with what `--help` says of them.
-const FLAGS: [(&str, &str, &str); 6] = [
+const FLAGS: [(&str, &str, &str); 7] = [
     ("o", "", "options"),
     ("f", "foreground", "stay in the foreground"),
     ("d", "debug", "log every request"),
     ("s", "", "serve with one thread"),
+    ("N", "", "the mount namespace of what is remounted"),
     ("h", "help", "print a short help"),
     ("V", "version", "print the version"),
 ];

@@ -12,11 +12,11 @@ one wherever it is listed); RO ones (the default) never change. End: umount(8).
 allow_other  allow_root   let everybody in; let root in
 chroot=DIR                branches are below DIR (the mountpoint is not)
 ro suid dev noexec noatime sync dirsync remount      as mount(8)
+branches=LIST [-N NS]     with remount: other RO branches, while it is mounted
 private  rprivate         make the mount's parent, or all mounts, private
 fsname=NAME subtype=NAME  as /proc/mounts shows it
 lock_wait=S               wait until the RW branch is free (for a takeover)
 watchdog=S                end when a request has waited for so long
-auto_unmount              unmount when the daemon ends, however it ends
 watch                     see an administrator's changes of RO branches at once
 timeout=S                 how long the kernel trusts names and attributes
 coherent  volatile        old maps see copies; fsync does nothing (risky)
@@ -24,7 +24,7 @@ awake                     keep idle processors from sleeping: faster; power
 whiteout=FORMAT           marks: overlay, oci, unionfs, unionfs-fuse
 redirect=off metacopy=off no marks but whiteouts: copy instead
 uidmapping= gidmapping= squash_to_root squash_to_uid= static_nlink noacl
-threads=N max_files=N debug_file=FILE
+threads=N max_files=N debug_file=FILE auto_unmount
 All options, and those taken for unionfs-fuse's sake and others': man 8 cowfs
 "
 }

@@ -109,6 +109,7 @@ mod tests {
                 "x-",
                 "allow_other",
                 "remount",
+                "branches=",
                 "\u{1b}[2J",
                 "\n",
             ])

@@ -12,10 +12,10 @@ use crate::cli::argv::Words;
 use crate::cli::branches::branches;
 use crate::cli::options::{self, Typed};
 use crate::cli::text::quote;
-use crate::daemon::request::{BranchArg, MountRequest, RemountRequest};
+use crate::daemon::request::{BranchArg, ExchangeRequest, MountRequest, RemountRequest};
 
 const FORM: &str = "cowfs [-o OPTIONS] BRANCH[=RO|RW][:BRANCH...] MOUNTPOINT";
-const REMOUNT_FORM: &str = "mount -o remount,ro|rw[,FLAG...] MOUNTPOINT";
+const REMOUNT_FORM: &str = "mount -o remount,ro|rw|branches=LIST[,FLAG...] MOUNTPOINT";
 
 /// What these words ask for.
 pub(super) fn command(words: Words) -> Result<Command, UsageError> {
@@ -35,7 +35,12 @@ pub(super) fn command(words: Words) -> Result<Command, UsageError> {
     typed.request.flags.suid = typed.suid.unwrap_or(default);
     typed.request.namespace = words.namespace.map(|path| OsString::from_vec(path).into());
     if typed.remount {
-        return remount(typed.request, words.positionals).map(Command::Remount);
+        return remount(typed, words.positionals).map(Command::Remount);
+    }
+    if typed.branches.is_some() {
+        let message = "option 'branches' is for a mounted union, with 'remount'; to mount one, list the branches before \
+                       the mountpoint";
+        return Err(UsageError::new(message));
     }
     if let Some(text) = &typed.fd {
         let message = "give /dev/fd/N as the mountpoint to hand over a mounted /dev/fuse";
@@ -51,19 +56,23 @@ pub(super) fn command(words: Words) -> Result<Command, UsageError> {
 }
 
 /// `[SOURCE] MOUNTPOINT` with `remount`. mount(8) hands over the mount table's source and options, and those of
-/// /etc/fstab, which mean nothing here: FUSE changes the kernel's flags only.
-fn remount(typed: MountRequest, mut positionals: Vec<Vec<u8>>) -> Result<RemountRequest, UsageError> {
+/// /etc/fstab, of which only the flags and `chroot=` mean something here.
+fn remount(typed: Typed, mut positionals: Vec<Vec<u8>>) -> Result<RemountRequest, UsageError> {
     if let Some(extra) = positionals.get(2) {
         return Err(UsageError::new(format!("{} is one word too many: {REMOUNT_FORM}", quote(extra))));
     }
     let mountpoint = positionals.pop().filter(|mountpoint| !mountpoint.is_empty());
     let mountpoint = mountpoint.ok_or_else(|| UsageError::new(format!("no mountpoint given: {REMOUNT_FORM}")))?;
+    let request = typed.request;
+    let keep_flags = !typed.names_flags;
+    let exchange = typed.branches.map(|branches| ExchangeRequest { branches, chroot: request.chroot, keep_flags });
     Ok(RemountRequest {
         mountpoint: OsString::from_vec(mountpoint).into(),
-        flags: typed.flags,
-        allow_other: typed.allow_other,
-        subtype: typed.subtype,
-        namespace: typed.namespace,
+        flags: request.flags,
+        allow_other: request.allow_other,
+        subtype: request.subtype,
+        namespace: request.namespace,
+        exchange,
     })
 }
 
@@ -438,7 +447,7 @@ mod tests {
     /// Rows: the arguments, and what the message holds.
     #[test]
     fn refusals() {
-        let rows: [(&[&str], &str); 51] = [
+        let rows: [(&[&str], &str); 56] = [
             (&[], "no branches and no mountpoint given: cowfs [-o"),
             (&["-o", "allow_other"], "no branches and no mountpoint given"),
             (&["/m"], "only '/m' given, of branches and mountpoint"),
@@ -492,6 +501,11 @@ mod tests {
             (&["A", "", "-oremount,ro"], "no mountpoint given: mount -o remount"),
             (&["A", "/m", "B", "-oremount,ro"], "'B' is one word too many"),
             (&["A", "/m", "-oremount,rx"], "unknown option 'rx'"),
+            (&["A", "/m", "-obranches=A"], "option 'branches' is for a mounted union, with 'remount'"),
+            (&["/m", "-oremount,branches="], "option 'branches=' needs a value: branches=BRANCH[=RO|RW]"),
+            (&["/m", "-oremount,branches=A=RX"], "branch 'A=RX': after '=' comes RO, RW or RO+wh, not 'RX'"),
+            (&["/m", "-oremount,branches=A=RW:B=RW"], "two writable branches, 'A' and 'B'"),
+            (&["/m", "-oremount,branches=A,branches=B"], "option 'branches=B': given twice"),
             (&["A", "/m", "-o", "bad\u{1b}[2J"], r"unknown option 'bad\u{1b}[2J'"),
         ];
         for (args, expected) in rows {
@@ -527,6 +541,28 @@ mod tests {
             (&["mount.cowfs", "a", "/m", "-o", "ro,nosuid,nodev,remount"], request(flags, false)),
             (&["cowfs", "a", "/m", "-oremount,ro,subtype=x"], {
                 RemountRequest { subtype: Some("x".into()), ..request(flags, false) }
+            }),
+        ];
+        for (args, expected) in rows {
+            assert_eq!(parse(args.iter().map(OsString::from)), Ok(Command::Remount(expected)), "{args:?}");
+        }
+        let exchange = |branches: &[BranchArg], chroot: Option<&str>, keep_flags| {
+            let chroot = chroot.map(Into::into);
+            Some(ExchangeRequest { branches: branches.to_vec(), chroot, keep_flags })
+        };
+        let rows: [(&[&str], RemountRequest); 3] = [
+            (&["cowfs", "-oremount,branches=/b:/a=RO+wh:/u=RW", "/m"], {
+                let exchange = exchange(&[rw("/u"), ro("/b"), wh("/a")], None, true);
+                RemountRequest { exchange, ..request(MountFlags::default(), false) }
+            }),
+            (&["cowfs", "x", "/m", "-oremount,chroot=/ns,branches=a\\:b,user_id=0,group_id=0,allow_other"], {
+                RemountRequest {
+                    exchange: exchange(&[ro("a:b")], Some("/ns"), true),
+                    ..request(MountFlags::default(), true)
+                }
+            }),
+            (&["mount.cowfs", "a", "/m", "-o", &format!("ro,relatime,{table},remount,branches=b")], {
+                RemountRequest { exchange: exchange(&[ro("b")], None, false), ..request(all, true) }
             }),
         ];
         for (args, expected) in rows {

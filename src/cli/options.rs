@@ -41,6 +41,10 @@ pub(super) struct Typed {
     pub remount: bool,
     /// `fd=`, as typed; only a remount may have it.
     pub fd: Option<Vec<u8>>,
+    /// `branches=`; only a remount may have it.
+    pub branches: Option<Vec<BranchArg>>,
+    /// One of mount(8)'s flags that the kernel keeps.
+    pub names_flags: bool,
 }
 
 /// One option as typed, escapes and all.
@@ -64,6 +68,27 @@ enum Effect {
     Refused(&'static str),
 }
 use Effect::{Nothing, Refused, Switch, Value};
+
+/// The flags that a remount changes; those it is not told of are off then.
+const FLAGS: [&[u8]; 17] = [
+    b"ro",
+    b"rw",
+    b"suid",
+    b"nosuid",
+    b"dev",
+    b"nodev",
+    b"exec",
+    b"noexec",
+    b"async",
+    b"sync",
+    b"dirsync",
+    b"atime",
+    b"noatime",
+    b"relatime",
+    b"strictatime",
+    b"diratime",
+    b"nodiratime",
+];
 
 const FOREIGN_ATTR: &str = "owners and modes are always those of the branches";
 
@@ -198,6 +223,7 @@ const KNOWN: &[(&str, Effect)] = &[
     ("slave", Nothing),
     ("rslave", Nothing),
     ("remount", Switch(|t| t.remount = true)),
+    ("branches", Value("BRANCH[=RO|RW][:BRANCH...]", |t, v| v.once(&mut t.branches, branches))),
     // What the kernel shows in the mount table, and mount(8) hands back.
     ("group_id", Nothing),
     ("rootmode", Nothing),
@@ -299,6 +325,7 @@ pub(super) fn apply(option: &Opt<'_>, typed: &mut Typed) -> Result<(), UsageErro
     let Some((name, effect)) = KNOWN.iter().find(|(name, _)| name.as_bytes() == option.name) else {
         return Err(unknown(option));
     };
+    typed.names_flags |= FLAGS.contains(&option.name);
     match (effect, option.value) {
         (Nothing, _) => Ok(()),
         (Refused(reason), _) => Err(UsageError::new(format!("option {}: {reason}", quote(option.text)))),

@@ -74,10 +74,20 @@ impl Attached {
         unmount(&self.spot.name, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
     }
 
+    /// Which mount it is.
+    pub(crate) fn device(&self) -> Device {
+        self.dev
+    }
+
     /// The descriptor that must stay open for `detach`.
     pub(crate) fn parent(&self) -> &OwnedFd {
         &self.spot.parent
     }
+}
+
+/// The number of a mount's connection, as /proc/PID/fdinfo shows it: the kernel's own of its device.
+pub(crate) fn connection((major, minor): Device) -> u64 {
+    u64::from(major) << 20 | u64::from(minor)
 }
 
 /// The device that an object is on. Only the kernel is asked, never the daemon behind it.

@@ -41,17 +41,19 @@ pub(crate) fn clone_all(resolved: &mut Resolved, overlaps: &Overlaps, flags: &Mo
             failed.push((index, errno));
         }
     }
-    for (index, reason) in &overlaps.to_clone {
-        if let Some((_, errno)) = failed.iter().find(|(failed, _)| failed == index) {
-            return Err(format!(
-                "branch {:?}: {reason}, which needs a private clone of its mount, and that failed: {} (run as root, or \
-                 take directories that do not lie inside each other)",
-                resolved.branches[*index].place.label,
-                describe(*errno)
-            ));
-        }
+    for (index, errno) in failed {
+        let label = &resolved.branches[index].place.label;
+        overlaps.refuse_without_clone(index, label, errno)?;
     }
     Ok(())
+}
+
+/// Puts a clone in the place of a lower that was opened by its path.
+///
+/// # Errors
+/// Those of open_tree(2) and mount_setattr(2); `ESTALE` if something else lies there by now. Then it stays as it is.
+pub(crate) fn clone_place(lower: &mut Place) -> Result<(), Errno> {
+    clone_one(lower, LOWER)
 }
 
 /// What nothing can be changed through.

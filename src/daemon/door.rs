@@ -10,14 +10,14 @@ use std::sync::Arc;
 use std::thread::sleep;
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use crate::daemon::clone::clone_lower;
 use crate::daemon::lineage::{mount_id, path_of};
-use crate::daemon::resolve::{Id, Resolved, describe};
+use crate::daemon::resolve::{Branch, Id, Place, Resolved, describe};
 use crate::fuse::Current;
-use crate::union::Union;
 use crate::union::branch::at::was_cut;
 use crate::union::stack::is_fuse;
 use crate::union::types::BranchId;
@@ -25,12 +25,18 @@ use crate::union::types::BranchId;
 /// How long between two looks whether a branch has gone, or come again.
 const PERIOD: Duration = Duration::from_secs(1);
 
+/// The directory above a branch's mount, and the names from there.
+#[derive(Debug)]
+pub(crate) struct Way {
+    pub(crate) above: OwnedFd,
+    pub(crate) below: PathBuf,
+}
+
 /// The way to one branch.
 pub(crate) struct Door {
     branch: BranchId,
     label: String,
-    above: OwnedFd,
-    below: PathBuf,
+    way: Way,
     /// The device that the branch is now.
     device: u64,
     /// It has come again: what others have opened of it at that moment may still lead to where nobody is.
@@ -39,27 +45,26 @@ pub(crate) struct Door {
 
 /// The doors of the lowers that can go away. To be called before their mounts are cloned.
 pub(crate) fn find_all(resolved: &Resolved) -> Vec<Door> {
-    let mut doors = Vec::new();
-    for (index, branch) in resolved.branches.iter().enumerate() {
-        let fuse = is_fuse(branch.place.fd.as_fd()).unwrap_or(false);
-        if branch.writable || !fuse {
-            continue;
-        }
-        match above(&branch.place.fd) {
-            Ok(Some((above, below))) => {
-                let (label, device) = (branch.place.label.clone(), branch.place.id.dev);
-                let Ok(index) = u16::try_from(index) else { continue };
-                doors.push(Door { branch: BranchId(index), label, above, below, device, again: false });
-            }
-            Ok(None) => {}
-            Err(errno) => log::debug!("{:?} cannot be found again: {}", branch.place.label, describe(errno)),
-        }
+    let of = |(index, branch): (usize, &Branch)| {
+        let way = if branch.writable { None } else { way_to(&branch.place) }?;
+        Some(Door::new(index, branch.place.label.clone(), branch.place.id.dev, way))
+    };
+    resolved.branches.iter().enumerate().filter_map(of).collect()
+}
+
+/// The way to a lower that can go away; `None` for one that cannot. To be called before its mount is cloned.
+pub(crate) fn way_to(lower: &Place) -> Option<Way> {
+    if !is_fuse(lower.fd.as_fd()).unwrap_or(false) {
+        return None;
     }
-    doors
+    above(&lower.fd).unwrap_or_else(|errno| {
+        log::debug!("{:?} cannot be found again: {}", lower.label, describe(errno));
+        None
+    })
 }
 
 /// The directory above the mount that `dir` lies on, and the names from there; `None` if nothing is above.
-fn above(dir: &OwnedFd) -> Result<Option<(OwnedFd, PathBuf)>, Errno> {
+fn above(dir: &OwnedFd) -> Result<Option<Way>, Errno> {
     let mount = mount_id(dir.as_fd())?;
     let path = path_of(dir.as_fd())?;
     let mut here = dir.try_clone().map_err(|_| Errno::MFILE)?;
@@ -67,7 +72,7 @@ fn above(dir: &OwnedFd) -> Result<Option<(OwnedFd, PathBuf)>, Errno> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let parent = rustix::fs::openat(&here, c"..", flags, Mode::empty())?;
         if mount_id(parent.as_fd())? != mount {
-            return Ok(path.strip_prefix(up).ok().map(|below| (parent, below.to_owned())));
+            return Ok(path.strip_prefix(up).ok().map(|below| Way { above: parent, below: below.to_owned() }));
         }
         here = parent;
     }
@@ -75,11 +80,18 @@ fn above(dir: &OwnedFd) -> Result<Option<(OwnedFd, PathBuf)>, Errno> {
 }
 
 impl Door {
+    /// The door of the branch that is the `index`th of the stack.
+    pub(crate) fn new(index: usize, label: String, device: u64, way: Way) -> Self {
+        // A union has no more branches.
+        let branch = BranchId(u16::try_from(index).unwrap_or(u16::MAX));
+        Self { branch, label, way, device, again: false }
+    }
+
     /// What stands in the branch's place now, if that is another filesystem than before.
     fn open(&self) -> Result<Option<(OwnedFd, u64)>, Errno> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-        let found = rustix::fs::openat2(&self.above, &self.below, flags, Mode::empty(), resolve)?;
+        let found = rustix::fs::openat2(&self.way.above, &self.way.below, flags, Mode::empty(), resolve)?;
         let device = Id::of(found.as_fd())?.dev;
         if device == self.device {
             return Ok(None);
@@ -93,16 +105,16 @@ impl Door {
     }
 
     /// Looks after the branch; returns whether it is away still.
-    fn look(&mut self, union: &Union) -> bool {
-        if !union.is_cut(self.branch) {
+    fn look(&mut self, union: &Current) -> bool {
+        if !union.with(|union| union.is_cut(self.branch)) {
             if self.again {
-                union.close_all(self.branch);
+                union.with(|union| union.close_all(self.branch));
             }
             return false;
         }
         let found = self.open().and_then(|found| {
             let Some((root, device)) = found else { return Ok(None) };
-            union.come_back(self.branch, &root).map(|()| Some(device))
+            union.with(|union| union.come_back(self.branch, &root)).map(|()| Some(device))
         });
         match found {
             Ok(Some(device)) => {
@@ -119,23 +131,70 @@ impl Door {
     }
 }
 
-/// Looks after the branches on a thread of its own, as long as the process lives: only when one has refused to answer.
-///
-/// # Errors
-/// As thread creation.
-pub(crate) fn watch(mut doors: Vec<Door>, current: Arc<Current>) -> std::io::Result<()> {
-    if doors.is_empty() {
-        return Ok(());
+/// The doors of a union that is served. They are looked after by a thread, as long as there are any.
+pub(crate) struct Doors {
+    union: Arc<Current>,
+    doors: Mutex<(Vec<Door>, bool)>,
+}
+
+/// The doors while the branches change: nobody looks at them.
+pub(crate) struct Held<'a> {
+    of: &'a Arc<Doors>,
+    doors: MutexGuard<'a, (Vec<Door>, bool)>,
+}
+
+impl Doors {
+    /// The doors of the lowers of `union`.
+    pub(crate) fn new(doors: Vec<Door>, union: Arc<Current>) -> Arc<Self> {
+        Arc::new(Self { union, doors: Mutex::new((doors, false)) })
     }
-    let watch = move || {
+
+    /// Starts to look after them: only when a branch has refused to answer.
+    ///
+    /// # Errors
+    /// As thread creation.
+    pub(crate) fn start(self: &Arc<Self>) -> std::io::Result<()> {
+        self.watch(&mut self.doors.lock())
+    }
+
+    fn watch(self: &Arc<Self>, (doors, watched): &mut (Vec<Door>, bool)) -> std::io::Result<()> {
+        if !doors.is_empty() && !*watched {
+            let all = Arc::clone(self);
+            std::thread::Builder::new().name("cowfs-doors".into()).spawn(move || all.serve())?;
+            *watched = true;
+        }
+        Ok(())
+    }
+
+    /// Waits so long until nobody looks at them; `None` if that takes longer.
+    pub(crate) fn hold(self: &Arc<Self>, patience: Duration) -> Option<Held<'_>> {
+        self.doors.try_lock_for(patience).map(|doors| Held { of: self, doors })
+    }
+
+    fn serve(&self) {
         let mut away = false;
         loop {
             sleep(PERIOD);
+            let (doors, watched) = &mut *self.doors.lock();
+            if doors.is_empty() {
+                *watched = false;
+                return;
+            }
             if was_cut() || away {
                 // Each of them, whatever the others are.
-                away = doors.iter_mut().fold(false, |away, door| current.with(|union| door.look(union)) | away);
+                away = doors.iter_mut().fold(false, |away, door| door.look(&self.union) | away);
             }
         }
-    };
-    std::thread::Builder::new().name("cowfs-doors".into()).spawn(watch).map(drop)
+    }
+}
+
+impl Held<'_> {
+    /// From now on these are looked after, and no others.
+    ///
+    /// # Errors
+    /// As thread creation.
+    pub(crate) fn exchange(mut self, doors: Vec<Door>) -> std::io::Result<()> {
+        self.doors.0 = doors;
+        self.of.watch(&mut self.doors)
+    }
 }

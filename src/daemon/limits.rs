@@ -25,13 +25,21 @@ pub(crate) fn set(max_files: Option<u64>) {
     forgo_others_room();
 }
 
+/// As many open files as the hard limit allows.
+pub(crate) fn raise_max_files() {
+    set_max_files(None);
+}
+
+/// What a daemon gives up of its capabilities.
+pub(crate) const GIVEN_UP: CapabilitySet = CapabilitySet::SYS_RESOURCE;
+
 /// Gives up the right to room that is not the caller's: what a branch's filesystem keeps for root, what is above a quota.
 /// Who writes to a file by the kernel's hands has the rights of the daemon, too.
 fn forgo_others_room() {
     let given_up = capabilities(None).and_then(|mut sets| {
-        sets.effective -= CapabilitySet::SYS_RESOURCE;
-        sets.permitted -= CapabilitySet::SYS_RESOURCE;
-        sets.inheritable -= CapabilitySet::SYS_RESOURCE;
+        sets.effective -= GIVEN_UP;
+        sets.permitted -= GIVEN_UP;
+        sets.inheritable -= GIVEN_UP;
         set_capabilities(None, sets)
     });
     if let Err(errno) = given_up {

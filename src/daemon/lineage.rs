@@ -18,11 +18,13 @@ use crate::daemon::table::MountTable;
 const DEEPEST: usize = 2048;
 
 /// What one directory lies in.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Lineage {
-    id: Id,
-    above: Vec<Id>,
-    inner: Option<PathBuf>,
+    pub(crate) id: Id,
+    /// The directories above, nearest first.
+    pub(crate) above: Vec<Id>,
+    /// Its path from the root of its filesystem.
+    pub(crate) inner: Option<PathBuf>,
 }
 
 impl Lineage {

@@ -8,7 +8,7 @@ use std::path::Path;
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 
-use crate::daemon::attached::{Attached, Spot};
+use crate::daemon::attached::{Attached, Device, Spot};
 use crate::daemon::auto_unmount;
 use crate::daemon::fusermount::Fusermount;
 use crate::daemon::mount::{self, Detached};
@@ -117,6 +117,15 @@ impl Mount {
             other => other,
         };
         Ok(())
+    }
+
+    /// Which mount it is, unless somebody else made it.
+    pub(crate) fn device(&self) -> Option<Device> {
+        match self {
+            Self::Detached(detached, _) => Some(detached.device()),
+            Self::Attached(attached) => Some(attached.device()),
+            Self::Foreign => None,
+        }
     }
 
     /// Takes the mount off, lazily.

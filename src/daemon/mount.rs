@@ -163,6 +163,11 @@ fn cut(text: &str, length: usize) -> &str {
 }
 
 impl Detached {
+    /// Which mount it is.
+    pub(crate) fn device(&self) -> Device {
+        self.dev
+    }
+
     /// Puts the mount on its directory; from now on everybody sees it. Returns what takes it off again, if anything can.
     ///
     /// # Errors

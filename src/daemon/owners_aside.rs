@@ -9,7 +9,7 @@ use std::os::fd::AsFd;
 
 use rustix::fs::AtFlags;
 
-use crate::daemon::resolve::{Checked, Resolved};
+use crate::daemon::resolve::{Branch, Checked};
 use crate::sys::xattr;
 
 const KEYS: [&CStr; 3] =
@@ -19,8 +19,8 @@ const KEYS: [&CStr; 3] =
 ///
 /// # Errors
 /// A line that quotes the layer and the attribute.
-pub(crate) fn refuse(resolved: &Resolved) -> Checked<()> {
-    for branch in &resolved.branches {
+pub(crate) fn refuse(branches: &[Branch]) -> Checked<()> {
+    for branch in branches {
         // Where it cannot be read nobody else reads it: there are no such attributes.
         let has = |key: &&CStr| xattr::get(branch.place.fd.as_fd(), c".", key, &mut [], AtFlags::empty()).is_ok();
         if let Some(key) = KEYS.iter().find(|key| has(key)) {

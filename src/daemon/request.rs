@@ -60,8 +60,21 @@ pub struct RemountRequest {
     pub allow_other: bool,
     /// `subtype=`: the type in the mount table is `fuse.SUBTYPE`; default `cowfs`.
     pub subtype: Option<String>,
-    /// `-N`: as in a `MountRequest`.
+    /// `-N`: as in a `MountRequest`. Branches are looked up before it is entered.
     pub namespace: Option<PathBuf>,
+    /// `branches=`.
+    pub exchange: Option<ExchangeRequest>,
+}
+
+/// Other lowers for a mounted union.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct ExchangeRequest {
+    /// All branches from now on, as in a `MountRequest`; the upper may be missing, and stays in any case.
+    pub branches: Vec<BranchArg>,
+    /// `chroot=`: branch paths are below it.
+    pub chroot: Option<PathBuf>,
+    /// No flag was named: they stay as they are.
+    pub keep_flags: bool,
 }
 
 /// All that the daemon needs to start.

@@ -12,19 +12,22 @@ use parking_lot::Mutex;
 use rustix::fs::{Mode, OFlags};
 
 use crate::daemon::clone::clone_all;
+use crate::daemon::control::{Control, Office, list_of};
+use crate::daemon::door::Doors;
 use crate::daemon::keeper::Keeper;
 use crate::daemon::launch::{Ready, in_background};
 use crate::daemon::logger::{self, Later};
 use crate::daemon::means::{Means, Mount};
 use crate::daemon::mount::source;
 use crate::daemon::mountpoint::{self, Mountpoint, device_number};
-use crate::daemon::overlap::{self, Overlaps};
+use crate::daemon::overlap::{self, Ground, Overlaps};
 use crate::daemon::request::MountRequest;
 use crate::daemon::resolve::{self, Checked, Resolved, describe};
 use crate::daemon::sandbox::Sandbox;
 use crate::daemon::stdio::Null;
 use crate::daemon::table::MountTable;
-use crate::daemon::{door, limits, lock, namespace, owners_aside, signals, unmapped, watch};
+use crate::daemon::wire::Facts;
+use crate::daemon::{attached, door, limits, lock, namespace, owners_aside, signals, unmapped, watch};
 use crate::fuse::awake;
 use crate::fuse::session::{Audience, Connection, connect};
 use crate::fuse::{Adapter, Settings};
@@ -80,6 +83,7 @@ struct Equipment {
 struct Plan {
     resolved: Resolved,
     overlaps: Overlaps,
+    ground: Ground,
     means: Means,
     mountpoint: Mountpoint,
 }
@@ -87,7 +91,7 @@ struct Plan {
 fn serve(request: &MountRequest, ready: Ready) -> Checked<()> {
     rustix::process::umask(Mode::empty());
     limits::set(request.max_files);
-    let Plan { mut resolved, overlaps, means, mountpoint } = plan(request)?;
+    let Plan { mut resolved, overlaps, ground, means, mountpoint } = plan(request)?;
     let doors = door::find_all(&resolved);
     clone_all(&mut resolved, &overlaps, &request.flags)?;
     let equipment = Equipment {
@@ -100,18 +104,29 @@ fn serve(request: &MountRequest, ready: Ready) -> Checked<()> {
     let mut locks = lock::lock_all(&resolved, request.lock_wait)?;
     let keeper = locks.file.take().map(Keeper::sign).transpose()?;
     let (device, mount) = means.mount(request, mountpoint)?;
+    let facts = Facts {
+        device: mount.device().map(attached::connection),
+        ground,
+        container: request.container,
+        maps_owners: request.owners.map(),
+    };
     let mount = Arc::new(Mutex::new(mount));
+    let layout = layout(resolved, overlaps);
+    let lowers = Mutex::new(list_of(&layout.branches));
 
-    let opened = open_union(resolved, overlaps, request).and_then(|union| {
+    let opened = open_union(layout, request).and_then(|union| {
         let watch = if request.watch { Some(watch::begin(&union)?) } else { None };
         let (connection, spare) = open_connection(union, device, request)?;
-        let watched = settle(request, equipment, &mount, ready)?;
+        let (union, exchange) = (spare.current.clone(), spare.exchange());
+        let doors = Doors::new(doors, union.clone());
+        let office = Office { facts, union, exchange, doors: doors.clone(), watch: watch.clone(), lowers };
+        let watched = settle(request, equipment, &mount, office, ready)?;
         if let Some(watch) = watch {
             watch
                 .start(spare.current.clone(), spare.notices.clone())
                 .map_err(|error| format!("cannot start a thread: {error}"))?;
         }
-        door::watch(doors, spare.current.clone()).map_err(|error| format!("cannot start a thread: {error}"))?;
+        doors.start().map_err(|error| format!("cannot start a thread: {error}"))?;
         if let Some(keeper) = keeper {
             keeper.start().map_err(|error| format!("cannot start a thread: {error}"))?;
         }
@@ -144,7 +159,7 @@ fn plan(request: &MountRequest) -> Checked<Plan> {
     }
     let mut resolved = resolve::resolve(request)?;
     if request.container {
-        owners_aside::refuse(&resolved)?;
+        owners_aside::refuse(&resolved.branches)?;
     }
     unmapped::look_below_id_maps(&mut resolved, &request.owners);
     let means = Means::find(request)?;
@@ -162,26 +177,29 @@ fn plan(request: &MountRequest) -> Checked<Plan> {
         }
         Mountpoint::Device(_) => None,
     };
-    let overlaps = overlap::check(&resolved, place, &table)?;
-    Ok(Plan { resolved, overlaps, means, mountpoint })
+    let (overlaps, ground) = overlap::check(&resolved, place, &table)?;
+    Ok(Plan { resolved, overlaps, ground, means, mountpoint })
 }
 
-fn open_union(resolved: Resolved, overlaps: Overlaps, request: &MountRequest) -> Checked<Union> {
-    // After the fork, because it is this process's own; before the change of root, because it is a path.
-    if let Err(errno) = crate::sys::procfd::init() {
-        log::warn!("/proc/self/fd cannot be opened ({}): some operations will fail", describe(errno));
-    }
+fn layout(resolved: Resolved, overlaps: Overlaps) -> Layout {
     let branches = resolved.branches.into_iter().map(|branch| BranchSource {
         label: branch.place.label,
         root: branch.place.fd,
         writable: branch.writable,
         oci_whiteouts: branch.oci_whiteouts,
     });
-    let layout = Layout {
+    Layout {
         branches: branches.collect(),
         workdir: resolved.workdir.map(|workdir| workdir.fd),
         covered: overlaps.covered.into_iter().map(|id| (id.dev, id.ino)).collect(),
-    };
+    }
+}
+
+fn open_union(layout: Layout, request: &MountRequest) -> Checked<Union> {
+    // After the fork, because it is this process's own; before the change of root, because it is a path.
+    if let Err(errno) = crate::sys::procfd::init() {
+        log::warn!("/proc/self/fd cannot be opened ({}): some operations will fail", describe(errno));
+    }
     Union::open(layout, request.engine.clone())
 }
 
@@ -217,6 +235,7 @@ fn settle(
     request: &MountRequest,
     equipment: Equipment,
     mount: &Arc<Mutex<Mount>>,
+    office: Office,
     ready: Ready,
 ) -> Checked<Option<OwnedFd>> {
     let caught = signals::catch().map_err(|error| format!("cannot catch signals: {error}"))?;
@@ -234,8 +253,10 @@ fn settle(
         log::warn!("cannot tell the service manager (NOTIFY_SOCKET): {error}");
     }
     equipment.sandbox.enter()?;
+    // After every fork: no other process is to have it.
+    let control = Control::open(Arc::new(office)).map_err(|errno| format!("no socket: {}", describe(errno)))?;
     let taken = Arc::clone(mount);
-    caught.watch(move || taken.lock().detach()).map_err(|error| format!("cannot start a thread: {error}"))?;
+    caught.watch(control, move || taken.lock().detach()).map_err(|error| format!("cannot start a thread: {error}"))?;
     if let Some(device) = equipment.awake {
         awake::start(device).map_err(|error| format!("cannot start a thread: {error}"))?;
     }

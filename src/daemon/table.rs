@@ -6,6 +6,11 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use rustix::io::Errno;
+
+use crate::daemon::attached::Device;
+use crate::daemon::proc::Proc;
+
 /// The text of /proc/self/mountinfo.
 #[derive(Debug, Default)]
 pub(crate) struct MountTable(Vec<u8>);
@@ -17,6 +22,14 @@ impl MountTable {
     /// Where /proc is not mounted.
     pub(crate) fn read() -> std::io::Result<Self> {
         std::fs::read("/proc/self/mountinfo").map(Self)
+    }
+
+    /// The table of the namespace that this process is in now, whatever is mounted on /proc there.
+    ///
+    /// # Errors
+    /// Those of openat(2) and read(2).
+    pub(crate) fn read_in(proc: &Proc) -> Result<Self, Errno> {
+        proc.read("self/mountinfo").map(Self)
     }
 
     /// The table as it is now; empty where there is none to read, and then nothing is known of any mount.
@@ -55,6 +68,12 @@ impl<'a> MountLine<'a> {
 
     fn field(self, index: usize) -> Option<&'a [u8]> {
         self.0.split(|&byte| byte == b' ').nth(index)
+    }
+
+    /// Which device it is.
+    pub(crate) fn device(self) -> Option<Device> {
+        let (major, minor) = std::str::from_utf8(self.field(2)?).ok()?.split_once(':')?;
+        Some((major.parse().ok()?, minor.parse().ok()?))
     }
 
     /// What of the filesystem is mounted.
@@ -128,7 +147,7 @@ mod tests {
         let line = table.of(40).unwrap();
         assert_eq!(line.point().unwrap(), Path::new("/tmp/m\\"));
         assert_eq!(line.root().unwrap(), Path::new("/a b"));
-        assert_eq!(line.kind(), Some(&b"fuse.cowfs"[..]));
+        assert_eq!((line.kind(), line.device()), (Some(&b"fuse.cowfs"[..]), Some((0, 35))));
         assert_eq!((line.id(), line.source().as_deref()), (Some(40), Some(Path::new("/a=RO:/b=RW"))));
         assert_eq!((line.value(b"user_id"), line.value(b"user"), line.value(b"rw")), (Some("0".into()), None, None));
         assert!(line.has(b"user_id=0") && line.has(b"rw") && !line.has(b"nosuid") && !line.has(b"user_id"));

@@ -48,7 +48,19 @@ pub fn open() -> Result<OwnedFd, Errno> {
 /// # Errors
 /// `EOPNOTSUPP`, `ENODEV`, `EXDEV` where a filesystem cannot report so; those of fanotify_mark(2).
 pub fn mark(events: BorrowedFd<'_>, on: BorrowedFd<'_>) -> Result<(), Errno> {
-    let flags = libc::FAN_MARK_ADD | libc::FAN_MARK_FILESYSTEM;
+    change_mark(libc::FAN_MARK_ADD, events, on)
+}
+
+/// Asks no more for changes on the filesystem that `on` lies on.
+///
+/// # Errors
+/// `ENOENT` if they were not asked for; those of fanotify_mark(2).
+pub fn unmark(events: BorrowedFd<'_>, on: BorrowedFd<'_>) -> Result<(), Errno> {
+    change_mark(libc::FAN_MARK_REMOVE, events, on)
+}
+
+fn change_mark(how: libc::c_uint, events: BorrowedFd<'_>, on: BorrowedFd<'_>) -> Result<(), Errno> {
+    let flags = how | libc::FAN_MARK_FILESYSTEM;
     // SAFETY: the path is null, which means `on` itself; nothing else is passed by address.
     super::check(unsafe {
         let nothing = std::ptr::null::<libc::c_char>();

@@ -7,6 +7,7 @@ pub mod handle;
 pub mod ioctl;
 pub mod mode;
 pub mod mount;
+pub mod peer;
 pub mod process;
 pub mod procfd;
 pub mod xattr;

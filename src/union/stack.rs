@@ -110,12 +110,20 @@ pub fn is_fuse(on: BorrowedFd<'_>) -> Result<bool> {
     Ok(rustix::fs::fstatfs(on)?.f_type as u32 == FUSE)
 }
 
+/// What to think of the filesystem that `on` lies on.
+///
+/// # Errors
+/// Those of fstatfs(2).
+pub fn trust_of(on: BorrowedFd<'_>) -> Result<Trust> {
+    Ok(trust_in(rustix::fs::fstatfs(on)?.f_type as u32))
+}
+
 /// Whether other machines may change the filesystem that `on` lies on.
 ///
 /// # Errors
 /// Those of fstatfs(2).
 pub fn is_remote(on: BorrowedFd<'_>) -> Result<bool> {
-    Ok(trust_in(rustix::fs::fstatfs(on)?.f_type as u32) == Trust::Remote)
+    Ok(trust_of(on)? == Trust::Remote)
 }
 
 /// What the upper needs to be written.
