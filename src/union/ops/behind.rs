@@ -23,8 +23,6 @@ pub enum Stale {
     Name(NodeId, Name),
     /// A name in a directory that led to a directory, and seems to lead there still.
     Dir(NodeId, Name),
-    /// A name in a directory that may have been looked for, and was not there.
-    Absent(NodeId, Name),
 }
 
 impl Union {
