@@ -139,17 +139,16 @@ impl Notices {
 }
 
 impl Kernel {
-    /// `expires`: the kernel can be told to look a name up again, and no more.
+    /// `expires`: the kernel can be told to look a name up again, and no more. Else it takes the name for gone, and with it what
+    /// is mounted on it.
     fn speak(&self, notice: &Stale, expires: bool) {
         let told = match notice {
             Stale::Object(node) => self.notifier.inval_inode(INodeNo(node.0), 0, 0),
-            // Even if it was found meanwhile, and something mounted on it.
-            Stale::Absent(parent, name) if expires => self.expire(*parent, name),
-            Stale::Name(parent, name) | Stale::Absent(parent, name) => {
+            Stale::Name(parent, name) | Stale::Dir(parent, name) if expires => self.expire(*parent, name),
+            Stale::Name(parent, name) => {
                 self.notifier.inval_entry(INodeNo(parent.0), OsStr::from_bytes(name.as_bytes()))
             }
-            Stale::Dir(parent, name) if expires => self.expire(*parent, name),
-            // The name leads there still; layers that have come or gone are seen when trust in it has run out.
+            // Layers that have come to it or gone are seen when trust in it has run out.
             Stale::Dir(..) => Ok(()),
         };
         if let Err(error) = told

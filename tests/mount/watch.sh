@@ -100,6 +100,31 @@ check "and deleted" rm -r "$T/ufs/work"
 check "unmounts" unmount "$T/ufs"
 no_daemon_left
 
+# What a tenant has mounted on a lower directory stays there when that directory changes, or comes and goes in another branch;
+# but not when it is gone.
+rm -rf low up && mkdir -p low/a/{proc,going}/below low/b up
+check "mounts" union -o cow,allow_other,watch up=RW:low/a=RO:low/b=RO "$T/ufs"
+for dir in proc/below proc going; do mount -t tmpfs tenant "$T/ufs/$dir"; done
+soon() { for _ in {1..60}; do "$@" && return; sleep 0.05; done; return 1; }
+cd "$T/ufs/proc" || fail "no working directory"
+chmod 700 "$T/low/a/proc"
+mkdir -p "$T"/low/b/proc/{below,new} && chmod 700 "$T/low/b/proc/below"
+[ ! -e "$T/ufs/heard" ] && mkdir "$T/low/b/heard"
+check "what came last has been heard of" soon [ -e "$T/ufs/heard" ]
+rmdir "$T/low/b/proc/below" && rmdir "$T/low/b/heard"
+check "and that it has gone" soon eval '[ ! -e "$T/ufs/heard" ]'
+check "a tenant's mount stays on a directory that changes behind" is_mounted "$T/ufs/proc"
+equal "and a working directory in it" "$(stat -f -c %T .)" tmpfs
+cd "$T" || fail "no working directory"
+check "and can be taken off" umount "$T/ufs/proc"
+check "and one below" is_mounted "$T/ufs/proc/below"
+equal "the directory itself shows its changes" "$(stat -c %a "$T/ufs/proc") $(ls -m "$T/ufs/proc")" "700 below, new"
+rm -r "$T/low/a/going"
+check "one on a directory that goes goes with it" soon eval '[ ! -e "$T/ufs/going" ] && ! is_mounted "$T/ufs/going"'
+umount "$T/ufs/proc/below"
+check "unmounts" unmount "$T/ufs"
+no_daemon_left
+
 # Who may not be told of changes gets no mount that would not show them.
 make_user
 mkdir -p home/{low,up,mnt} && chown -R "$TEST_UID:$TEST_UID" home

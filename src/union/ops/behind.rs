@@ -21,10 +21,8 @@ pub enum Stale {
     Object(NodeId),
     /// A name in a directory.
     Name(NodeId, Name),
-    /// A name in a directory that leads to a directory, and may lead there still: what is mounted on it must stay.
+    /// A name in a directory that led to a directory, and seems to lead there still.
     Dir(NodeId, Name),
-    /// A name in a directory that may have been looked for, and was not there.
-    Absent(NodeId, Name),
 }
 
 impl Union {

@@ -190,9 +190,7 @@ impl Union {
         self.in_free(&parent, &name, |free| {
             let body = node.body.read();
             let At::Name(from_dir, from_name) = body.at()? else { return Err(Errno::NOENT) };
-            if node.ino != self.numbers.number(body.identity.0, body.identity.1) {
-                self.mark_impure(free.upper, &free.dir)?;
-            }
+            self.mark_arrival(free.upper, &free.dir, (&node, &body))?;
             if free.hidden && free.upper.writer.in_place() {
                 let staged = free.upper.stage.temp()?;
                 change::link(&from_dir, &from_name, staged.dir(), &staged.name)?;

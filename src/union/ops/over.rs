@@ -50,8 +50,10 @@ struct Stay {
     index: Option<At>,
     /// The names that lead to it.
     links: SmallVec<[Link; 1]>,
-    /// Where its data are, if that changes.
+    /// Where its data are, if that has to be told.
     data: Option<Data>,
+    /// They are others than before.
+    other_data: bool,
 }
 
 /// The fates of all nodes.
@@ -103,12 +105,12 @@ impl Union {
         let mut absent = Vec::new();
         for id in dirs {
             let layers = self.table.get(id).and_then(|node| node.layers()).unwrap_or_default();
-            for layer in layers.iter().filter(|layer| !self.stack.is_upper(layer.branch)) {
+            for layer in self.stack.lowers(&layers).iter().filter(|layer| layer.is_real()) {
                 let listed = list(layer, |name, _, _| {
                     if let Ok(name) = Name::new(name)
                         && told.insert((id, name.clone()))
                     {
-                        absent.push(Stale::Absent(id, name));
+                        absent.push(Stale::Name(id, name));
                     }
                     Ok(())
                 });
@@ -174,7 +176,7 @@ impl Plan<'_> {
         let seen = self.new.seen_dir(layers.clone(), &stat)?;
         let links = link.into_iter().map(|link| Link { branch: seen.branch, ..link }).collect();
         self.layers.insert(node.id, layers);
-        self.fates.push((node.clone(), Fate::Stays(Stay { seen, index: None, links, data: None })));
+        self.fates.push((node.clone(), Fate::Stays(Stay { seen, index: None, links, data: None, other_data: false })));
         Ok(())
     }
 
@@ -201,7 +203,7 @@ impl Plan<'_> {
                 None => {
                     let at = index.clone().map_or_else(|| dir.at(&link.name), Ok)?;
                     let links = SmallVec::from_iter([link]);
-                    found = Some((Stay { seen, index, links, data: None }, at));
+                    found = Some((Stay { seen, index, links, data: None, other_data: false }, at));
                 }
             }
         }
@@ -210,7 +212,8 @@ impl Plan<'_> {
             Some((mut stay, at)) => {
                 stay.index = stay.index.or_else(|| body.index.clone());
                 // Whoever has it open only reads: before a file is written, it gets data of its own.
-                let reads_others = !self.data_stay(&body, &mut stay, &at)? && self.open.contains_key(&node.id);
+                self.find_data(&body, &mut stay, &at)?;
+                let reads_others = stay.other_data && self.open.contains_key(&node.id);
                 Ok(if reads_others { Fate::Leaves(hold()) } else { Fate::Stays(stay) })
             }
             None if self.new.stack.is_upper(body.branch) && body.index.is_some() => Ok(Fate::Unseen(None)),
@@ -219,25 +222,23 @@ impl Plan<'_> {
         }
     }
 
-    /// Finds out where the data of a file will be, which is now `at`. Whether they are the same.
-    fn data_stay(&self, body: &Body, stay: &mut Stay, at: &At) -> Result<bool> {
+    /// Finds out where the data of a file will be, which is now `at`.
+    fn find_data(&self, body: &Body, stay: &mut Stay, at: &At) -> Result<()> {
         let branch = stay.seen.branch;
         match (&body.data, stay.links.first()) {
             (Data::Elsewhere(known), Some(link)) => {
                 let layers = self.layers.get(&link.parent.id).cloned().unwrap_or_default();
                 let now = self.new.data_elsewhere(at, branch, (layers, link.name.clone()))?;
-                let same = now.filter(|now| now.identity == known.identity);
-                let stays = same.is_some();
-                stay.data = Some(same.map_or(Data::Unknown, |now| Data::Elsewhere(Arc::new(now))));
-                Ok(stays)
+                stay.other_data = now.as_ref().is_none_or(|now| now.identity != known.identity);
+                stay.data = Some(now.map_or(Data::Unknown, |now| Data::Elsewhere(Arc::new(now))));
             }
             // A mark that its data are elsewhere counts only where there is a branch below.
             (Data::Own, _) if self.old.stack.is_bottom(body.branch) != self.new.stack.is_bottom(branch) => {
                 stay.data = Some(Data::Unknown);
-                Ok(true)
             }
-            _ => Ok(true),
+            _ => {}
         }
+        Ok(())
     }
 
     /// The object itself, if somebody has it open. That it cannot be had any more (its branch may be why the branches are
@@ -275,7 +276,7 @@ impl Plan<'_> {
                     if node.is_dir() && identities(&body.layers).ne(identities(&stay.seen.layers)) {
                         changed.push(node.id);
                     }
-                    if node.is_dir() || matches!(stay.data, Some(Data::Unknown)) {
+                    if node.is_dir() || stay.other_data {
                         node.pages.store(0, Ordering::Release);
                         stale.push(Stale::Object(node.id));
                     }
@@ -321,7 +322,7 @@ impl Plan<'_> {
 
 impl Body {
     fn stay(&mut self, stay: Stay) {
-        let Stay { seen, index, links, data } = stay;
+        let Stay { seen, index, links, data, .. } = stay;
         (self.branch, self.identity, self.layers) = (seen.branch, seen.identity, seen.layers);
         // Who has seen it before it was copied up has entered it.
         (self.links, self.index, self.before, self.held) = (links, index, None, None);
@@ -334,7 +335,7 @@ impl Body {
     fn leave(&mut self, held: Option<Arc<OwnedFd>>) {
         self.gone = u32::MAX;
         self.layers.clear();
-        if held.is_none() {
+        if held.is_none() || matches!(self.data, Data::Unknown) {
             self.data = Data::Own;
         }
         (self.held, self.index, self.before) = (held, None, None);

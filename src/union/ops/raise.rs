@@ -121,6 +121,17 @@ impl Union {
         }
     }
 
+    /// The upper's object of `node`, whose body is given, is about to get a name in `dir`. It may show another number than its
+    /// own; also one whose origin is in none of the lowers, once that lower is there again.
+    pub(super) fn mark_arrival(&self, upper: &Upper, dir: &Arc<RealDir>, (node, body): (&Node, &Body)) -> Result<()> {
+        let keys = &upper.writer.keys;
+        let at = body.at()?;
+        let is_copy = node.ino != self.numbers.number(body.identity.0, body.identity.1)
+            || at.mark(&keys.origin)?.is_some()
+            || at.mark(&keys.origin_number)?.is_some();
+        if is_copy { self.mark_impure(upper, dir) } else { Ok(()) }
+    }
+
     /// Brings a node into the upper; of a regular file the first `bytes` bytes.
     ///
     /// # Errors

@@ -226,7 +226,7 @@ impl Union {
             node,
         };
         let victim_in_upper = matches!(step.at_new, InUpper::Leaf(_) | InUpper::Dir(_));
-        self.mark_arrival(&step, node)?;
+        self.mark_arrival(step.upper, &step.to.0, (node, &node.body.read()))?;
         if node.is_dir() {
             self.prepare_dir(&step)?;
         }
@@ -265,15 +265,6 @@ impl Union {
 
     fn upper_of(&self, end: &End<'_>) -> Result<Arc<RealDir>> {
         end.parent.upper_dir(&self.stack).ok_or(Errno::STALE)
-    }
-
-    /// The new directory will hold an object that shows another number than its own.
-    fn mark_arrival(&self, step: &Move<'_>, node: &Arc<Node>) -> Result<()> {
-        let identity = node.body.read().identity;
-        if node.ino != self.numbers.number(identity.0, identity.1) {
-            self.mark_impure(step.upper, &step.to.0)?;
-        }
-        Ok(())
     }
 
     /// What a directory needs before it moves: a redirect if it has lower parts, else a seal if something lies below
@@ -326,7 +317,7 @@ impl Union {
                 below_new: lies_below(&self.stack, &parent.layers()?, to_name)?,
                 at_new: InUpper::Nothing,
             };
-            self.mark_arrival(&step, node)?;
+            self.mark_arrival(step.upper, &step.to.0, (node, &node.body.read()))?;
             if node.is_dir() { self.prepare_dir(&step) } else { Ok(()) }
         };
         there(node, &from, &to, (old, new))?;
