@@ -154,7 +154,7 @@ impl Index {
     /// # Errors
     /// Those of linkat(2) and setxattr(2).
     pub fn add(&self, keys: &Keys, name: &Name, copy: &Copy<'_>, names: u32) -> Result<()> {
-        Record { name: name.clone(), count: Count::Names(names.into()) }.write(keys, &copy.at()?)?;
+        Record { name: name.clone(), count: Count::Names(names.into()) }.write(keys, &copy.at())?;
         match copy.link(&self.dir, name) {
             // Left by a crash before the copy was published, or of a lower file that is gone: nobody's.
             Err(Errno::EXIST) => {

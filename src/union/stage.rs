@@ -7,13 +7,14 @@
 //! Invariant: nothing in the stage is needed after a crash, so mounting begins by sweeping it.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use rustix::fs::{Mode, OFlags, RenameFlags};
 
-use crate::union::branch::change;
 use crate::union::branch::list::list_fd;
+use crate::union::branch::{At, change};
 use crate::union::error::{Errno, Result, best_effort};
 use crate::union::name::Name;
 
@@ -31,7 +32,7 @@ const WHITEOUT: &str = "whiteout";
 /// The stage of one upper.
 pub struct Stage {
     private: OwnedFd,
-    dir: OwnedFd,
+    dir: Arc<OwnedFd>,
     next: AtomicU64,
     /// Held while a whiteout gets a further name, or a successor.
     making: Mutex<()>,
@@ -67,7 +68,7 @@ impl Stage {
                 (change::keeping_times(upper, || make_dir(upper, &name))?, "stage")
             }
         };
-        let dir = make_dir(private.as_fd(), &Name::new(name)?)?;
+        let dir = Arc::new(make_dir(private.as_fd(), &Name::new(name)?)?);
         sweep(dir.as_fd())?;
         let mut stage = Self {
             private,
@@ -87,7 +88,7 @@ impl Stage {
     }
 
     fn probe(&self) -> Result<Abilities> {
-        let at = crate::union::branch::At::Fd(std::sync::Arc::new(self.dir.try_clone().map_err(io)?));
+        let at = At::Fd(self.dir.clone());
         let xattr = |key| at.set_xattr(key, b"y", 0).and_then(|()| at.remove_xattr(key)).is_ok();
         let whiteout_device = self.new_whiteout().is_ok();
         Ok(Abilities {
@@ -213,6 +214,11 @@ impl Staged<'_> {
         self.stage.fd()
     }
 
+    /// The object, as long as it is in the stage.
+    pub fn at(&self) -> At {
+        At::Name(self.stage.dir.clone(), self.name.clone())
+    }
+
     /// Moves the object to its place: the one step that shows it. See renameat2(2) for `flags`.
     ///
     /// With `EXCHANGE`, what stood there before is now in the stage and will be removed.
@@ -232,10 +238,6 @@ impl Drop for Staged<'_> {
             best_effort("clear the stage", change::remove_tree(self.stage.fd(), &self.name));
         }
     }
-}
-
-fn io(error: std::io::Error) -> Errno {
-    Errno::from_io_error(&error).unwrap_or(Errno::IO)
 }
 
 /// Opens the directory `name`, made with mode 0700 if it is not there.

@@ -189,7 +189,7 @@ impl Table {
         self.nodes.iter().map(|node| node.value().clone()).collect()
     }
 
-    /// `node` has got a real object, `identity`, that does not tell its number: it is found by its identity from now on.
+    /// `node` has got a real object, `identity`: it is found by that from now on, whether the object tells its number or not.
     pub fn adopt(&self, identity: (u64, u64), node: NodeId) {
         self.aliases.insert(identity, node);
     }

@@ -138,8 +138,7 @@ impl<'a> Workshop<'a> {
             }
             kind => change::mknod(dir, name, kind.as_raw_mode() | 0o600, source.stat.rdev)?,
         }
-        let dir = Arc::new(rustix::io::fcntl_dupfd_cloexec(dir, 0)?);
-        self.finish(source, &At::Name(dir, name.clone()))?;
+        self.finish(source, &staged.at())?;
         Ok(Copy::Staged(staged))
     }
 
@@ -170,17 +169,11 @@ impl<'a> Workshop<'a> {
 
 impl Copy<'_> {
     /// The copy, wherever it is now.
-    ///
-    /// # Errors
-    /// Those of fcntl(2).
-    pub fn at(&self) -> Result<At> {
-        Ok(match self {
+    pub fn at(&self) -> At {
+        match self {
             Self::Unnamed(fd) => At::Fd(fd.clone()),
-            Self::Staged(staged) => {
-                let dir = rustix::io::fcntl_dupfd_cloexec(staged.dir(), 0)?;
-                At::Name(Arc::new(dir), staged.name.clone())
-            }
-        })
+            Self::Staged(staged) => staged.at(),
+        }
     }
 
     /// Gives the copy its name in the upper.
@@ -189,9 +182,12 @@ impl Copy<'_> {
     /// `EEXIST` if the name is taken; those of linkat(2) and renameat2(2).
     pub fn publish(self, stage: &Stage, dir: impl AsFd, name: &Name) -> Result<()> {
         let Self::Staged(staged) = &self else { return self.publish_as_it_is(stage, dir, name) };
-        let here = At::Name(Arc::new(rustix::io::fcntl_dupfd_cloexec(staged.dir(), 0)?), staged.name.clone());
+        if privileged() {
+            return self.publish_as_it_is(stage, dir, name);
+        }
+        let here = staged.at();
         let stat = here.stat()?;
-        if privileged() || !stat.is_dir() || stat.mode & OWNER_WRITE != 0 {
+        if !stat.is_dir() || stat.mode & OWNER_WRITE != 0 {
             return self.publish_as_it_is(stage, dir, name);
         }
         // Without privilege only a directory that may be written can be moved to another one.
@@ -217,10 +213,7 @@ impl Copy<'_> {
     pub fn keep(self) -> Result<Arc<OwnedFd>> {
         match self {
             Self::Unnamed(fd) => Ok(fd),
-            Self::Staged(staged) => {
-                let dir = Arc::new(rustix::io::fcntl_dupfd_cloexec(staged.dir(), 0)?);
-                At::Name(dir, staged.name.clone()).open(OFlags::PATH).map(Arc::new)
-            }
+            Self::Staged(staged) => staged.at().open(OFlags::PATH).map(Arc::new),
         }
     }
 

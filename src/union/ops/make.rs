@@ -269,8 +269,7 @@ impl Free<'_> {
     fn nursery(&self) -> Result<Staged<'_>> {
         let staged = self.upper.stage.temp()?;
         change::mkdir(staged.dir(), &staged.name, 0o700)?;
-        let here = Arc::new(rustix::io::fcntl_dupfd_cloexec(staged.dir(), 0)?);
-        let nursery = At::Name(here, staged.name.clone());
+        let nursery = staged.at();
         let model = self.dir.itself()?;
         let stat = model.stat()?;
         nursery.chown(Some(stat.uid), Some(stat.gid))?;

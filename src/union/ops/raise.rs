@@ -64,8 +64,8 @@ impl Union {
             return Ok(());
         }
         let dir = link.parent.upper_dir(&self.stack).ok_or(Errno::STALE)?;
-        let fresh = copy.at()?.stat()?;
-        self.adopt(node, &copy, &dir, &fresh);
+        let fresh = copy.at().stat()?;
+        self.table.adopt(fresh.identity(), node.id);
         self.publish(upper, copy, &dir, &link.name)?;
         let mut body = node.body.write();
         body.layers.retain(|layer| !self.stack.is_upper(layer.branch));
@@ -100,16 +100,6 @@ impl Union {
         // Before the copy is seen: a listing that shows the name must show the right number.
         self.mark_impure(upper, dir)?;
         self.keep_times(dir, || copy.publish(&upper.stage, dir.fd()?, name)).during("publish a copy", name)
-    }
-
-    /// Where a look-up of the copy would not come to `node` (no origin mark on it, or the node has an alias), memory has
-    /// to tell that this is the same object still.
-    fn adopt(&self, node: &Node, copy: &Copy<'_>, dir: &RealDir, fresh: &Stat) {
-        let shown = copy.at().and_then(|at| self.numbers.shown(&self.stack, dir, &at, fresh.identity()));
-        if shown.is_ok_and(|(ino, _)| ino.0 == node.id.0) {
-            return;
-        }
-        self.table.adopt(fresh.identity(), node.id);
     }
 
     /// `dir` holds, or is about to hold, an object that shows another inode number than its own.
@@ -197,9 +187,9 @@ impl Union {
         if !body.has_link(&link.parent, &link.name) {
             return Ok(());
         }
-        let fresh = copy.at()?.stat()?;
+        let fresh = copy.at().stat()?;
         let entry = self.enter_index(upper, (from.branch, &stat), &copy, body.gone)?;
-        self.adopt(node, &copy, &dir, &fresh);
+        self.table.adopt(fresh.identity(), node.id);
         self.publish(upper, copy, &dir, &link.name).inspect_err(|_| self.leave_index(entry.as_ref()))?;
         self.settle_index(upper, &mut body, entry);
         body.remember(Link { branch: Stack::UPPER, ..link.clone() });
@@ -276,7 +266,7 @@ impl Union {
         let wanted = if wanted == Wanted::Attributes { Wanted::ALL } else { wanted };
         let copy = self.copy(upper, branch, (&at, &stat), (Some(&data), wanted))?;
         let mut body = node.body.write();
-        let fresh = copy.at()?.stat()?;
+        let fresh = copy.at().stat()?;
         let entry = match body.gone < stat.nlink {
             true => self.enter_index(upper, (branch, &stat), &copy, body.gone)?,
             false => None,
