@@ -258,7 +258,7 @@ impl Plan<'_> {
 
     /// Changes what is known. Nothing in here can fail.
     fn carry_out(self) -> (Vec<Stale>, Vec<NodeId>) {
-        let Self { old, new, fates, .. } = self;
+        let Self { old, new, open, fates, .. } = self;
         let table = &new.table;
         let current = |node: &Node| !node.left_behind.load(Ordering::Acquire);
         for (node, fate) in fates.iter().filter(|(node, _)| current(node)) {
@@ -301,8 +301,11 @@ impl Plan<'_> {
                 body.branch = moved(body.branch, old, new);
                 if body.branch == Stack::NOWHERE {
                     // Its numbers may become another filesystem's.
-                    node.left_behind.store(true, Ordering::Release);
+                    let known = node.left_behind.swap(true, Ordering::AcqRel);
                     body.gone = u32::MAX;
+                    if known && !open.contains_key(&node.id) {
+                        body.let_go();
+                    }
                 }
             }
             for link in names {
@@ -328,6 +331,13 @@ impl Body {
         (self.links, self.index, self.before, self.held) = (links, index, None, None);
         if let Some(data) = data {
             self.data = data;
+        }
+    }
+
+    /// Nobody has it open any more. What was left gives its branch free.
+    pub(super) fn let_go(&mut self) {
+        if self.gone == u32::MAX {
+            self.held = None;
         }
     }
 
