@@ -22,6 +22,7 @@ use crate::daemon::watch::Watch;
 use crate::daemon::wire::{Ask, Facts, GREETING, pack_answer, receive, send};
 use crate::fuse::{Current, Exchange};
 use crate::sys::peer::{Peer, peer};
+use crate::sys::process::give_memory_back;
 use crate::union::{BranchSource, NewLowers};
 
 /// How long whoever asks may keep silent, or another exchange take, until the conversation is over.
@@ -84,6 +85,9 @@ impl Control {
             if let Err(errno) = office.talk(asker.as_fd()) {
                 log::debug!("who asked for other branches is not there any more: {}", describe(errno));
             }
+            // It may be a year until the next one.
+            drop(office);
+            give_memory_back();
         };
         if let Err(error) = std::thread::Builder::new().name("cowfs-branches".into()).spawn(talk) {
             log::warn!("who asks for other branches cannot be answered: no thread: {error}");

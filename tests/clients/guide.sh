@@ -74,6 +74,7 @@ done
 check "both customers answered, each as its own user" bash -c 'grep -qx "47101 1" guide.log && grep -qx "47102 1" guide.log'
 equal "the shared root has no visits" "$(ls /ns/precise/srv)" app.py
 equal "each customer has" "$(stat -c %u /ns/cow/u1/srv/visits /ns/cow/u2/srv/visits | tr '\n' ' ')" "47101 47102 "
+equal "both got the new root while they ran" "$(grep -cx patched guide.log)" 2
 check "original and changed" bash -c 'grep -qx original guide.log && grep -qx changed guide.log'
 check "findmnt shows the type" grep -q 'fuse.cowfs' guide.log
 check "a container's root is a union" grep -q '^[^ ]* / fuse.cowfs ' guide.log

@@ -239,12 +239,32 @@ wait $CWD 2>/dev/null
 
 check "a lower on a filesystem of its own" loop_fs ext4 16M other
 DEV=$(basename "$(findmnt -no SOURCE "$T/other")")
-mkdir other/swap && echo other >other/swap/who && echo long >other/swap/long
+mkdir other/swap && echo other >other/swap/who && echo long >other/swap/long && cp "$(command -v busybox)" other/swap/busybox
 check "an exchange: one is added" to "$T/other:$T/base"
 equal "it is seen" "$(cat mnt/swap/who)" other
 echo copied >>mnt/swap/who
 exec 7<mnt/swap/long
+mnt/swap/busybox sleep 100 &
+PROGRAM=$!
+cat >.test/mapped.py <<'P'
+with open("mnt/swap/busybox", "rb") as file:
+    whole = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+open("mapped", "w").close()
+while not os.path.exists("gone"):
+    time.sleep(0.02)
+with open("/proc/sys/vm/drop_caches", "w") as file:
+    file.write("1\n")
+equal("a map of a file of the branch that is gone", hashlib.sha256(whole[:]).hexdigest(), hashlib.sha256(read_file("busybox")).hexdigest())
+P
+cp other/swap/busybox busybox
+python <.test/mapped.py &
+MAPPED=$!
+for i in {1..100}; do [ -e mapped ] && break; sleep 0.05; done
 check "it is taken away" to "$T/a:$T/base"
+touch gone
+wait $MAPPED
+check "a program of it runs on" kill $PROGRAM
+wait $PROGRAM 2>/dev/null
 equal "what was copied up of it stays" "$(cat mnt/swap/who)" $'other\ncopied'
 check "it can be unmounted" umount other
 sleep 0.5
@@ -287,7 +307,7 @@ check "only the upper is left" to "$T/up=RW"
 check "no lower shows" test ! -e mnt/stable
 check "and back" to "$T/a:$T/base"
 equal "and back: all of it" "$(ls mnt/stable | wc -l)" 3
-for i in {1..6}; do to "$T/b:$T/base" & to "$T/a:$T/base" & done 2>many
+for i in {1..6}; do to "$T/b:$T/base" & to "$T/a:$T/base" & done 2>.test/many
 wait
 check "several at once: one of them counts" grep -qx '[ab]' <(cat mnt/swap/only-in-[ab])
 check "the mountpoint in a lower" to "$T"
@@ -331,6 +351,112 @@ sleep 0.2
 equal "after all that it is as it was" "$(cat mnt/swap/only-in-a; said)" a
 equal "and the same daemon" "$(daemons)" "$D"
 check "and it listens" to "$T/a:$T/base"
+
+# ---- what a program says that is in the wrong --------------------------------------------------------------------------
+
+mark
+python "$D" <<'P'
+# Takes the socket out, as only root can, and says what no command would.
+import ctypes, random, socket
+daemon = int(sys.argv[1])
+process = os.pidfd_open(daemon)
+libc = ctypes.CDLL(None, use_errno=True)
+ends = []
+for fd in os.listdir(f"/proc/{daemon}/fd"):
+    if os.readlink(f"/proc/{daemon}/fd/{fd}").startswith("socket:"):
+        end = socket.socket(fileno=libc.syscall(438, process, int(fd), 0))
+        if end.type == socket.SOCK_SEQPACKET:
+            ends.append(end)
+        else:
+            end.close()
+def usable(end):
+    # Nothing can be sent by the other one.
+    try:
+        end.send(b"hello")
+        return True
+    except BrokenPipeError:
+        return False
+mouths = [end for end in ends if usable(end)]
+equal("one of two ends can be spoken by", (len(ends), len(mouths)), (2, 1))
+mouth = mouths[0]
+before = len(os.listdir(f"/proc/{daemon}/fd"))
+for n in range(50):
+    mouth.setblocking(True)
+    mouth.send(random.randbytes(random.randrange(1, 2000)))
+files = [os.open("/dev/null", os.O_RDONLY) for _ in range(9)]
+socket.send_fds(mouth, [b"cowfs: branches"], files)
+socket.send_fds(mouth, [b"cowfs: branches"], files[:1])
+socket.send_fds(mouth, [b"something else"], files[:1])
+
+def talk():
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    socket.send_fds(mouth, [b"cowfs: branches"], [theirs.fileno()])
+    theirs.close()
+    ours.settimeout(20)
+    ours.recv(200000)
+    return ours
+def refusal(*messages):
+    with talk() as ours:
+        for message, fds in messages:
+            socket.send_fds(ours, [message], fds)
+        answer = ours.recv(200000)
+        return "hung up" if not answer else answer[16:].decode() if answer[0] else None
+number = lambda n: struct.pack("Q", n)
+text = lambda t: number(len(t)) + t
+lower = lambda label, below=b"": number(0) + text(label) + number(0) + (number(1) + text(below) if below else number(0))
+go = (number(2), [])
+where = lambda path: os.open(path, os.O_PATH)
+T = os.environ["T"]
+check("a file for a branch", "not a directory" in refusal((lower(b"x"), [where("/etc/passwd")])))
+check("no descriptor", "makes no sense" in refusal((lower(b"x"), [])))
+check("the upper for a branch", "is the writable branch" in refusal((lower(b"x"), [where(T + "/up")]), go))
+check("a length that is not there", "makes no sense" in refusal((number(0) + number(1 << 40), [where(T)])))
+check("a message of nothing known", "makes no sense" in refusal((number(7), [])))
+check("too many descriptors", "hung up" in refusal((number(2), files)))
+for n in range(30):
+    check(f"noise {n}", True) if refusal((random.randbytes(random.randrange(1, 300)), [])) else check(f"noise {n}", False, "taken")
+for n in range(20):
+    # The asker dies in the middle.
+    with talk() as ours:
+        socket.send_fds(ours, [lower(b"half")], [where(T + "/b")])
+time.sleep(0.5)
+now = len(os.listdir(f"/proc/{daemon}/fd"))
+check("no descriptors are left behind by all that", now <= before, f"{before} before, {now} now")
+check("asked by name as any other", refusal((lower(b"a"), [where(T + "/a")]), (lower(b"base"), [where(T + "/base")]), go) is None)
+P
+equal "after all that it is as it was, but for the last" "$(cat mnt/swap/only-in-a; said | wc -l)" $'a\n1'
+equal "and the same daemon" "$(daemons)" "$D"
+check "hundreds of branches" bash -c "mkdir many && for n in {1..600}; do mkdir many/\$n && echo \$n >many/\$n/is-\$n; done"
+check "hundreds of branches: exchanged" to "$(echo "$T"/many/* | tr ' ' :):$T/base"
+equal "hundreds of branches: seen" "$(ls mnt | grep -c ^is-) $(cat mnt/is-600)" "600 600"
+check "hundreds of branches: and back" to "$T/a:$T/base"
+
+# A request that does not end: it is a lower's whose server is stopped.
+mkdir net netup slow
+head -c 3M /dev/urandom >slow/big && echo s >slow/small
+check "a lower that hangs: mounts" union -o allow_other slow=RO:netup=RW "$T/net"
+NET=$(daemons | grep -vx "$D")
+check "a lower that hangs: it is exchanged while it does not" to "$T/net:$T/a:$T/base"
+cat mnt/small >/dev/null
+cd mnt/stable/1
+kill -STOP $NET
+cat "$M/big" >/dev/null &
+READER=$!
+sleep 0.3
+mark
+(while ! [ -e "$T/enough" ]; do /usr/bin/time -f %e -a -o "$T/waited" timeout 10 cat 1 ../2/2 ../3/3; sleep 0.1; done) >/dev/null 2>&1 &
+OTHERS=$!
+refuse "a lower that hangs: refused in time" 'busy' timeout 25 "$COWFS" -o "remount,branches=$T/b:$T/base" "$M"
+touch "$T/enough"
+wait $OTHERS
+cd "$T"
+equal "a lower that hangs: nothing is said to have changed" "$(said)" ""
+check "a lower that hangs: nobody else waited for long" awk '$1 > 1 { bad = 1 } END { exit bad || NR < 20 }' waited
+kill -CONT $NET
+wait $READER
+equal "a lower that hangs: nothing has changed" "$(cat mnt/swap/only-in-a mnt/small)" $'a\ns'
+check "a lower that hangs: going on, it can be let go" to "$T/a:$T/base"
+check "a lower that hangs: unmounts" unmount "$T/net"
 
 # ---- who may not: think as a tenant ------------------------------------------------------------------------------------
 
@@ -442,6 +568,21 @@ for option in volatile direct_io coherent passthrough=off threads=1 ro auto_unmo
 	check "$option: unmounts" unmount "$M"
 	no_daemon_left
 done
+python <<'P'
+# Mounted by another program, which hands over /dev/fuse: the daemon does not know which mount it serves.
+import ctypes, subprocess
+T, COWFS = os.environ["T"], os.environ["COWFS"]
+fuse = os.open("/dev/fuse", os.O_RDWR)
+options = f"fd={fuse},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions".encode()
+check("handed over: mounts", ctypes.CDLL(None).mount(b"x", f"{T}/mnt".encode(), b"fuse.cowfs", 0, options) == 0)
+subprocess.run([COWFS, "-o", "allow_other", f"{T}/a=RO:{T}/base=RO", f"/dev/fd/{fuse}"], pass_fds=[fuse], check=True)
+os.close(fuse)
+done = subprocess.run([COWFS, "-o", f"remount,branches={T}/b:{T}/base", f"{T}/mnt"], capture_output=True, text=True)
+equal("handed over: exchanged", (done.returncode, done.stderr), (0, ""))
+equal("handed over: seen", read_file(f"{T}/mnt/swap/only-in-b"), b"b\n")
+P
+check "handed over: unmounts" unmount "$M"
+no_daemon_left
 check "no upper: mounts" union -o allow_other a=RO:base=RO "$M"
 check "no upper: exchanged" to "$T/b:$T/base"
 equal "no upper: seen" "$(cat mnt/swap/only-in-b)" b
@@ -471,7 +612,7 @@ check "watch: unmounts" unmount "$M"
 no_daemon_left
 
 # A lower on FUSE that is mounted anew.
-mkdir net netup
+rm -rf netup && mkdir netup
 check "a lower on FUSE" union -o allow_other b=RO:netup=RW "$T/net"
 NET=$(daemons)
 check "a lower on FUSE: mounts without" union -o "allow_other,debug_file=$LOG" a=RO:base=RO:up=RW "$M"
@@ -505,7 +646,7 @@ cd $T/ufs && pivot_root . .old && cd / && exec /bin/busybox sh -c '
 	echo up >/up
 	while $B sleep 0.1; do $B cat /etc/release >/seen; done'
 V
-unshare -mpf --kill-child=KILL bash .test/vassal 9>&- &
+unshare -mpf --kill-child=KILL bash .test/vassal 9>&- 2>.test/vassal.said &
 OUTER=$!
 for i in {1..100}; do [ "$(cat ns/cow/seen 2>/dev/null)" = one ] && break; sleep 0.1; done
 equal "a vassal lives in its union" "$(cat ns/cow/seen)" one
