@@ -65,6 +65,9 @@ impl Live {
         match (Snapshot::try_of(&self.fs, false), shown) {
             // Not which share a number: what is known keeps the one it has, and a copy whose origin comes back gets that one's.
             (Ok(ours), Ok(shown)) => ours.diff(&shown, &Strict { groups: false, ..Strict::TWINS }),
+            // A copy that was given its own number while the lower it is from was away: a further name of that lower is listed
+            // with the lower's.
+            (Err(ours), Ok(_)) if ours.contains("is listed as ('-'") => String::new(),
             // A file whose data no lower has: neither can be read.
             (ours, shown) if ours.as_ref().err() == shown.as_ref().err() => String::new(),
             (ours, shown) => format!("{:?} / {:?}", ours.err(), shown.err()),

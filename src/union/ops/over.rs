@@ -110,7 +110,7 @@ impl Union {
                     if let Ok(name) = Name::new(name)
                         && told.insert((id, name.clone()))
                     {
-                        absent.push(Stale::Name(id, name));
+                        absent.push(Stale::Perhaps(id, name));
                     }
                     Ok(())
                 });
