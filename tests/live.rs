@@ -2,7 +2,7 @@
 //!
 //! The judge is a union that is opened anew over the same branches, with a copy of the upper.
 //!
-//! `COWFS_LIVE_CASES` (a format; default 60) makes the random part longer.
+//! `COWFS_LIVE_CASES` (a format; default 40) makes the random part longer.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod kit;
@@ -592,7 +592,7 @@ fn any_exchange_between_any_operations() {
     }
     kit::in_memory();
     for (word, format) in Format::ALL {
-        let cases = kit::env_number("COWFS_LIVE_CASES", 60) as u32;
+        let cases = kit::env_number("COWFS_LIVE_CASES", 40) as u32;
         let mut runner = TestRunner::new(Config { cases, max_shrink_iters: 2_000, ..Config::default() });
         let result = runner.run(&plans(), |plan| kit::guarded(|| run(&plan, format)).map_err(TestCaseError::fail));
         if let Err(error) = result {

@@ -168,11 +168,7 @@ impl Plan<'_> {
     }
 
     fn dir_stays(&mut self, node: &Arc<Node>, found: Found, link: Option<Link>) -> Result<()> {
-        let Found::Dir(mut layers, stat) = found else { return Err(Errno::NOTDIR) };
-        // The upper's directory may be renamed later: what is below it has to move with it.
-        if let Some(top) = layers.first_mut().filter(|top| self.new.stack.is_upper(top.branch)) {
-            *top = node.body.read().known_layer(top);
-        }
+        let Found::Dir(layers, stat) = found else { return Err(Errno::NOTDIR) };
         let seen = self.new.seen_dir(layers.clone(), &stat)?;
         let links = link.into_iter().map(|link| Link { branch: seen.branch, ..link }).collect();
         self.layers.insert(node.id, layers);
