@@ -93,22 +93,22 @@ impl Union {
     pub fn open(layout: Layout, options: Options) -> std::result::Result<Self, String> {
         let fds = Arc::new(DirFds::beside(layout.branches.len()));
         let workdir = layout.workdir.is_some();
-        let mut branches = Vec::with_capacity(layout.branches.len());
+        let mut lowers = Vec::with_capacity(layout.branches.len());
         let mut upper = None;
         let mut user = options.userxattr.unwrap_or(!crate::sys::creds::may_use_trusted_xattr());
         for (at, source) in layout.branches.into_iter().enumerate() {
             if !source.writable {
-                branches.push(lower(at, source, fds.clone(), user)?);
+                lowers.push(lower(at, source, fds.clone(), user)?);
                 continue;
             }
             let workdir = layout.workdir.as_ref().map(AsFd::as_fd);
             let (branch, tools) = writable(id_of(at)?, source, fds.clone(), workdir, &options)?;
             user = tools.writer.keys.user;
-            branches.push(Arc::new(branch));
-            upper = Some(Arc::new(tools));
+            upper = Some((Arc::new(branch), Arc::new(tools)));
         }
-        let stack = Stack::new(branches, upper, layout.covered);
-        Self::put_together(stack, fds, workdir).map_err(|errno| format!("the union cannot be set up: {errno}"))
+        Stack::new(upper, lowers, layout.covered)
+            .and_then(|stack| Self::put_together(stack, fds, workdir))
+            .map_err(|errno| format!("the union cannot be set up: {errno}"))
     }
 
     fn put_together(stack: Stack, fds: Arc<DirFds>, workdir: bool) -> Result<Self> {
@@ -141,17 +141,19 @@ impl Union {
     /// As `open`.
     pub(super) fn over_lowers(&self, new: NewLowers) -> std::result::Result<Self, String> {
         let uppers = usize::from(self.stack.upper.is_some());
-        let mut branches = self.stack.branches[..uppers].to_vec();
+        let mut lowers = Vec::with_capacity(new.lowers.len());
         for (at, source) in new.lowers.into_iter().enumerate() {
             if source.writable {
                 return Err(format!("{}: the writable branch of a union cannot be exchanged", source.label));
             }
-            branches.push(lower(uppers + at, source, self.fds.clone(), self.stack.reads_user_marks())?);
+            lowers.push(lower(uppers + at, source, self.fds.clone(), self.stack.reads_user_marks())?);
         }
-        if branches.is_empty() {
+        if uppers + lowers.len() == 0 {
             return Err("a union cannot be without branches".to_owned());
         }
-        let stack = Stack::new(branches, self.stack.upper.clone(), new.covered);
+        let upper = self.stack.branches.first().cloned().zip(self.stack.upper.clone());
+        let stack = Stack::new(upper, lowers, new.covered)
+            .map_err(|errno| format!("the new branches cannot be read: {errno}"))?;
         self.numbers.meet(&stack);
         Ok(Self {
             stack,
@@ -203,7 +205,7 @@ fn id_of(at: usize) -> std::result::Result<BranchId, String> {
 }
 
 /// The lower branch at this place of the stack; `user`: its marks are `user.*` attributes.
-fn lower(at: usize, source: BranchSource, fds: Arc<DirFds>, user: bool) -> std::result::Result<Arc<Branch>, String> {
+fn lower(at: usize, source: BranchSource, fds: Arc<DirFds>, user: bool) -> std::result::Result<Branch, String> {
     let label = source.label.clone();
     let id = id_of(at)?;
     let open = || -> Result<Branch> {
@@ -218,7 +220,7 @@ fn lower(at: usize, source: BranchSource, fds: Arc<DirFds>, user: bool) -> std::
         }
         Ok(branch)
     };
-    open().map(Arc::new).map_err(|errno| format!("{label}: the branch cannot be used: {errno}"))
+    open().map_err(|errno| format!("{label}: the branch cannot be used: {errno}"))
 }
 
 fn writable(

@@ -86,7 +86,10 @@ impl Union {
         // One that is gone has no file that the copy could be taken for.
         let branch = self.stack.branch(branch).ok();
         let uuid = branch.filter(|branch| branch.handles).map(|branch| branch.uuid);
-        let source = Source { at, stat, data, wanted, uuid, tag: branch.map_or(0, |branch| branch.tag) };
+        // Of another filesystem that is mounted inside the branch the tag is not known.
+        let here = branch.filter(|branch| stat.dev == branch.root.identity().0);
+        let tag = here.filter(|branch| !(branch.handles && branch.unique)).map(|branch| branch.tag);
+        let source = Source { at, stat, data, wanted, uuid, tag };
         upper.workshop().copy(&source).during("copy up", at)
     }
 
