@@ -216,7 +216,7 @@ impl Daemon {
 
 /// Begins to speak with process `pid` if it serves that connection.
 fn ask(proc: &Proc, pid: i32, connection: u64) -> Result<Daemon, Trouble> {
-    let (mut serves, mut sockets) = (false, Vec::new());
+    let (mut serves, mut sure, mut sockets) = (false, false, Vec::new());
     // As long as this is open and the process lives, the number is its.
     let process = pidfd_open(Pid::from_raw(pid).ok_or(Trouble::Nobody)?, PidfdFlags::empty())?;
     for number in proc.numbers(&format!("{pid}/fd"))? {
@@ -226,7 +226,8 @@ fn ask(proc: &Proc, pid: i32, connection: u64) -> Result<Daemon, Trouble> {
         } else if !serves && proc.is_device(&format!("{pid}/fd/{number}"), FUSE) {
             let shown = proc.value(&format!("{pid}/fdinfo/{number}"), "fuse_connection")?;
             // Older kernels do not say: then it is asked.
-            serves = shown.is_none_or(|shown| shown.parse() == Ok(connection));
+            sure = shown.as_ref().is_some_and(|shown| shown.parse() == Ok(connection));
+            serves = sure || shown.is_none();
         }
     }
     if !serves {
@@ -252,7 +253,8 @@ fn ask(proc: &Proc, pid: i32, connection: u64) -> Result<Daemon, Trouble> {
         }
         match greet(&socket) {
             Ok(None) => {}
-            Ok(Some((socket, facts))) if facts.device.is_none_or(|device| device == connection) => {
+            // One that was handed its device does not know which mount it serves.
+            Ok(Some((socket, facts))) if facts.device.map_or(sure, |device| device == connection) => {
                 return Ok(Daemon { pid, socket, facts });
             }
             Ok(Some(_)) => return Err(Trouble::Nobody),
