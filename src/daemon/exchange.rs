@@ -267,17 +267,17 @@ fn ask(proc: &Proc, pid: i32, connection: u64) -> Result<Daemon, Trouble> {
 /// Whether process `pid` has less power than this one, in words.
 fn less_than_us(proc: &Proc, pid: i32) -> Result<Option<String>, Errno> {
     let user = |whom: &str| proc.link(&format!("{whom}/ns/user"));
-    let value = |whom: &str, key| proc.value(&format!("{whom}/status"), key).map(Option::unwrap_or_default);
+    let value = |whom: &str, key| proc.value(&format!("{whom}/status"), key)?.ok_or(Errno::NODATA);
     let us = rustix::process::geteuid().as_raw().to_string();
     let (whom, them) = (pid.to_string(), value(&pid.to_string(), "Uid")?);
     // Real, effective, saved. The fourth is that of whom it works for at the moment.
-    if !them.split_whitespace().take(3).all(|uid| uid == us) {
+    if them.split_whitespace().take(3).filter(|uid| *uid == us).count() < 3 {
         return Ok(Some(format!("is of another user than you (user {us}): run this as its user")));
     }
     if user("self")? != user(&whom)? {
         return Ok(Some("is in another user namespace than you: run this there".into()));
     }
-    let all = |whom: &str| Ok::<_, Errno>(u64::from_str_radix(&value(whom, "CapPrm")?, 16).unwrap_or(0));
+    let all = |whom: &str| u64::from_str_radix(&value(whom, "CapPrm")?, 16).map_err(|_| Errno::INVAL);
     // A daemon gives up one, and who has all others could have that as well.
     if all("self")? & !all(&whom)? & !GIVEN_UP.bits() != 0 {
         return Ok(Some(
