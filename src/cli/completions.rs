@@ -73,7 +73,11 @@ fn zsh(words: &[String]) -> String {
     }
     text += "\t)\n\tcompset -P '*,'\n\tcompadd -S '' -q -a words\n}\n_arguments \\\n";
     for (letter, long, what) in FLAGS {
-        let action = if letter == "o" { ":options:_cowfs_options" } else { "" };
+        let action = match letter {
+            "o" => ":options:_cowfs_options",
+            "N" => ":namespace:_files",
+            _ => "",
+        };
         let repeated = if letter == "o" { "*" } else { "" };
         let _ = writeln!(text, "\t'{repeated}-{letter}[{what}]{action}' \\");
         if !long.is_empty() {
@@ -87,7 +91,11 @@ fn fish(words: &[String]) -> String {
     let mut text = "# fish completion of cowfs, made by `cowfs --completions fish`.\n".to_owned();
     for (letter, long, what) in FLAGS {
         let long = if long.is_empty() { String::new() } else { format!(" -l {long}") };
-        let list = if letter == "o" { " -x -a '(__cowfs_options)'" } else { "" };
+        let list = match letter {
+            "o" => " -x -a '(__cowfs_options)'",
+            "N" => " -r",
+            _ => "",
+        };
         let _ = writeln!(text, "complete -c cowfs -s {letter}{long} -d '{what}'{list}");
     }
     text += "function __cowfs_options\n    set -l before (string replace -r '[^,]*$' '' -- (commandline -ct))\n";

@@ -216,7 +216,7 @@ impl Daemon {
 
 /// Begins to speak with process `pid` if it serves that connection.
 fn ask(proc: &Proc, pid: i32, connection: u64) -> Result<Daemon, Trouble> {
-    let (mut serves, mut sockets) = (false, Vec::new());
+    let (mut serves, mut sure, mut sockets) = (false, false, Vec::new());
     // As long as this is open and the process lives, the number is its.
     let process = pidfd_open(Pid::from_raw(pid).ok_or(Trouble::Nobody)?, PidfdFlags::empty())?;
     for number in proc.numbers(&format!("{pid}/fd"))? {
@@ -226,7 +226,8 @@ fn ask(proc: &Proc, pid: i32, connection: u64) -> Result<Daemon, Trouble> {
         } else if !serves && proc.is_device(&format!("{pid}/fd/{number}"), FUSE) {
             let shown = proc.value(&format!("{pid}/fdinfo/{number}"), "fuse_connection")?;
             // Older kernels do not say: then it is asked.
-            serves = shown.is_none_or(|shown| shown.parse() == Ok(connection));
+            sure = shown.as_ref().is_some_and(|shown| shown.parse() == Ok(connection));
+            serves = sure || shown.is_none();
         }
     }
     if !serves {
@@ -252,7 +253,8 @@ fn ask(proc: &Proc, pid: i32, connection: u64) -> Result<Daemon, Trouble> {
         }
         match greet(&socket) {
             Ok(None) => {}
-            Ok(Some((socket, facts))) if facts.device.is_none_or(|device| device == connection) => {
+            // One that was handed its device does not know which mount it serves.
+            Ok(Some((socket, facts))) if facts.device.map_or(sure, |device| device == connection) => {
                 return Ok(Daemon { pid, socket, facts });
             }
             Ok(Some(_)) => return Err(Trouble::Nobody),
@@ -265,17 +267,17 @@ fn ask(proc: &Proc, pid: i32, connection: u64) -> Result<Daemon, Trouble> {
 /// Whether process `pid` has less power than this one, in words.
 fn less_than_us(proc: &Proc, pid: i32) -> Result<Option<String>, Errno> {
     let user = |whom: &str| proc.link(&format!("{whom}/ns/user"));
-    let value = |whom: &str, key| proc.value(&format!("{whom}/status"), key).map(Option::unwrap_or_default);
+    let value = |whom: &str, key| proc.value(&format!("{whom}/status"), key)?.ok_or(Errno::NODATA);
     let us = rustix::process::geteuid().as_raw().to_string();
     let (whom, them) = (pid.to_string(), value(&pid.to_string(), "Uid")?);
     // Real, effective, saved. The fourth is that of whom it works for at the moment.
-    if !them.split_whitespace().take(3).all(|uid| uid == us) {
+    if them.split_whitespace().take(3).filter(|uid| *uid == us).count() < 3 {
         return Ok(Some(format!("is of another user than you (user {us}): run this as its user")));
     }
     if user("self")? != user(&whom)? {
         return Ok(Some("is in another user namespace than you: run this there".into()));
     }
-    let all = |whom: &str| Ok::<_, Errno>(u64::from_str_radix(&value(whom, "CapPrm")?, 16).unwrap_or(0));
+    let all = |whom: &str| u64::from_str_radix(&value(whom, "CapPrm")?, 16).map_err(|_| Errno::INVAL);
     // A daemon gives up one, and who has all others could have that as well.
     if all("self")? & !all(&whom)? & !GIVEN_UP.bits() != 0 {
         return Ok(Some(

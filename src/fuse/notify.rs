@@ -139,13 +139,12 @@ impl Notices {
 }
 
 impl Kernel {
-    /// `expires`: the kernel can be told to look a name up again, and no more. Else it takes the name for gone, and with it what
-    /// is mounted on it.
+    /// `expires`: the kernel can be told to look a name up again, and no more.
     fn speak(&self, notice: &Stale, expires: bool) {
         let told = match notice {
             Stale::Object(node) => self.notifier.inval_inode(INodeNo(node.0), 0, 0),
-            Stale::Name(parent, name) | Stale::Dir(parent, name) if expires => self.expire(*parent, name),
-            Stale::Name(parent, name) => {
+            Stale::Perhaps(parent, name) | Stale::Dir(parent, name) if expires => self.expire(*parent, name),
+            Stale::Name(parent, name) | Stale::Perhaps(parent, name) => {
                 self.notifier.inval_entry(INodeNo(parent.0), OsStr::from_bytes(name.as_bytes()))
             }
             // Layers that have come to it or gone are seen when trust in it has run out.

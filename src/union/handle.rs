@@ -129,6 +129,11 @@ impl Handles {
         nodes
     }
 
+    /// Whether `node` is open.
+    pub fn has(&self, node: &Arc<Node>) -> bool {
+        self.open.iter().any(|file| Arc::ptr_eq(&file.node, node))
+    }
+
     /// Forgets `id`; returns the node it was for.
     pub fn remove(&self, id: HandleId) -> Option<Arc<Node>> {
         self.open.remove(&id).map(|(_, file)| file.node.clone())

@@ -444,7 +444,7 @@ impl Body {
     }
 
     /// The layer already known for the same real directory, so that its descriptor and its children stay valid.
-    pub fn known_layer(&self, seen: &Arc<RealDir>) -> Arc<RealDir> {
+    fn known_layer(&self, seen: &Arc<RealDir>) -> Arc<RealDir> {
         self.layers.iter().find(|known| same_layer(known, seen)).unwrap_or(seen).clone()
     }
 }

@@ -19,9 +19,11 @@ use crate::union::types::{NodeId, Trust};
 pub enum Stale {
     /// Attributes, and data or listing, of an object.
     Object(NodeId),
-    /// A name in a directory.
+    /// A name in a directory that leads to another object now, or to none: what is mounted on it comes off.
     Name(NodeId, Name),
-    /// A name in a directory that led to a directory, and seems to lead there still.
+    /// A name in a directory that may, also one that was absent.
+    Perhaps(NodeId, Name),
+    /// A name in a directory that leads to a directory, and probably to the one that it led to.
     Dir(NodeId, Name),
 }
 
@@ -59,7 +61,7 @@ impl Union {
                 known = self.table.shown(child.identity());
             }
             let stays = known.is_some_and(|known| known.body.read().has_link(&node, &name));
-            each(if stays { Stale::Dir(node.id, name) } else { Stale::Name(node.id, name) });
+            each(if stays { Stale::Dir(node.id, name) } else { Stale::Perhaps(node.id, name) });
             return;
         }
     }
@@ -74,6 +76,6 @@ impl Union {
 }
 
 fn names(node: &Arc<Node>) -> Vec<Stale> {
-    let name = if node.is_dir() { Stale::Dir } else { Stale::Name };
+    let name = if node.is_dir() { Stale::Dir } else { Stale::Perhaps };
     node.body.read().links.iter().map(|link| name(link.parent.id, link.name.clone())).collect()
 }

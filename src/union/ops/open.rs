@@ -204,6 +204,10 @@ impl Union {
     /// Closes a file.
     pub fn release(&self, handle: HandleId) {
         if let Some(node) = self.handles.remove(handle) {
+            // Of a branch that is not there any more. The kernel may remember it for long, and nobody comes to it again.
+            if node.left_behind.load(Ordering::Acquire) && !self.handles.has(&node) {
+                node.body.write().let_go();
+            }
             self.table.release(node);
         }
     }

@@ -20,6 +20,7 @@ use rustix::fs::OFlags;
 use smallvec::SmallVec;
 
 use crate::union::branch::At;
+use crate::union::branch::at::keep_moved;
 use crate::union::branch::list::list;
 use crate::union::engine::{NewLowers, Union};
 use crate::union::error::{Errno, Result, best_effort};
@@ -110,7 +111,7 @@ impl Union {
                     if let Ok(name) = Name::new(name)
                         && told.insert((id, name.clone()))
                     {
-                        absent.push(Stale::Name(id, name));
+                        absent.push(Stale::Perhaps(id, name));
                     }
                     Ok(())
                 });
@@ -168,11 +169,7 @@ impl Plan<'_> {
     }
 
     fn dir_stays(&mut self, node: &Arc<Node>, found: Found, link: Option<Link>) -> Result<()> {
-        let Found::Dir(mut layers, stat) = found else { return Err(Errno::NOTDIR) };
-        // The upper's directory may be renamed later: what is below it has to move with it.
-        if let Some(top) = layers.first_mut().filter(|top| self.new.stack.is_upper(top.branch)) {
-            *top = node.body.read().known_layer(top);
-        }
+        let Found::Dir(layers, stat) = found else { return Err(Errno::NOTDIR) };
         let seen = self.new.seen_dir(layers.clone(), &stat)?;
         let links = link.into_iter().map(|link| Link { branch: seen.branch, ..link }).collect();
         self.layers.insert(node.id, layers);
@@ -258,7 +255,7 @@ impl Plan<'_> {
 
     /// Changes what is known. Nothing in here can fail.
     fn carry_out(self) -> (Vec<Stale>, Vec<NodeId>) {
-        let Self { old, new, fates, .. } = self;
+        let Self { old, new, open, fates, .. } = self;
         let table = &new.table;
         let current = |node: &Node| !node.left_behind.load(Ordering::Acquire);
         for (node, fate) in fates.iter().filter(|(node, _)| current(node)) {
@@ -301,8 +298,11 @@ impl Plan<'_> {
                 body.branch = moved(body.branch, old, new);
                 if body.branch == Stack::NOWHERE {
                     // Its numbers may become another filesystem's.
-                    node.left_behind.store(true, Ordering::Release);
+                    let known = node.left_behind.swap(true, Ordering::AcqRel);
                     body.gone = u32::MAX;
+                    if known && !open.contains_key(&node.id) {
+                        body.let_go();
+                    }
                 }
             }
             for link in names {
@@ -312,6 +312,7 @@ impl Plan<'_> {
                 }
             }
         }
+        keep_moved(|device| new.stack.branches.iter().any(|branch| branch.root.identity().0 == device));
         new.readings.clear();
         table.note_again();
         parents.into_iter().for_each(|parent| table.release(parent));
@@ -328,6 +329,13 @@ impl Body {
         (self.links, self.index, self.before, self.held) = (links, index, None, None);
         if let Some(data) = data {
             self.data = data;
+        }
+    }
+
+    /// Nobody has it open any more. What was left gives its branch free.
+    pub(super) fn let_go(&mut self) {
+        if self.gone == u32::MAX {
+            self.held = None;
         }
     }
 
