@@ -609,12 +609,19 @@ check "watch: a lower on a filesystem of its own" loop_fs ext4 16M other
 DEV=$(basename "$(findmnt -no SOURCE "$T/other")")
 mkdir other/swap && echo other >other/swap/who
 check "watch: mounts" union -o "allow_other,watch,debug_file=$LOG" a=RO:base=RO:up=RW "$M"
+D=$(daemons)
+marks() { cat /proc/$D/fdinfo/* 2>/dev/null | grep -c '^fanotify sdev:'; }
+equal "watch: one filesystem is heard of" "$(marks)" 1
 check "watch: exchanged" to "$T/other:$T/base"
+equal "watch: two filesystems are heard of" "$(marks)" 2
 equal "watch: seen" "$(cat mnt/swap/who; ls mnt/swap/late 2>&1 | grep -c 'No such')" $'other\n1'
 echo changed >other/swap/who && echo late >other/swap/late
 sleep 0.3
 equal "watch: a change of the new branch is seen" "$(cat mnt/swap/who mnt/swap/late)" $'changed\nlate'
 check "watch: and it is let go" to "$T/a:$T/base"
+equal "watch: one is heard of again" "$(marks)" 1
+no 1 "watch: what is refused" 'does not exist' to "$T/other:$T/nowhere"
+equal "watch: one is heard of still" "$(marks)" 1
 check "watch: it can be unmounted" umount other
 for i in {1..60}; do [ -e "/sys/fs/ext4/$DEV" ] || break; sleep 0.05; done
 check "watch: its filesystem is free" test ! -e "/sys/fs/ext4/$DEV"

@@ -3,7 +3,8 @@
 # timeout: 400
 . "$(dirname "$0")/../lib.sh"
 
-mkdir -p ns/lower ns/upper upper2 ufs
+mkdir -p ns/lower ns/upper upper2 ufs extra/dir
+echo extra >extra/dir/file
 CASES=$(/usr/bin/python3 "$TEST_DIR/semantics.py" list | grep -vxE 'many|long_paths')
 /usr/bin/python3 "$TEST_DIR/semantics.py" prepare ns/lower $CASES || fail "the lower branch cannot be built"
 
@@ -35,6 +36,11 @@ session() {
 	find ufs -xdev >/dev/null
 	rm -r ufs/metadata ufs/renames
 	echo 2 >/proc/sys/vm/drop_caches
+	find ufs -xdev >/dev/null
+	check "$name: gets another branch" timeout 30 "$COWFS" -o "remount,branches=$T/extra:$T/ns/lower" ufs
+	equal "$name: it is seen" "$(cat ufs/dir/file)" extra
+	find ufs -xdev >/dev/null
+	check "$name: loses it again" timeout 30 "$COWFS" -o "remount,branches=$T/ns/lower" ufs
 	find ufs -xdev >/dev/null
 	check "$name: unmounts" unmount "$T/ufs"
 	wait $tracer
