@@ -107,7 +107,9 @@ impl<'a> Workshop<'a> {
         };
         if bytes > 0 {
             let from = source.data.unwrap_or(source.at).open(OFlags::RDONLY | OFlags::NONBLOCK)?;
-            data::copy(from.as_fd(), fd.as_fd(), bytes, (bytes == source.stat.size, self.remote))?;
+            let whole = bytes == source.stat.size;
+            let how = data::How { whole, remote: self.remote, synced: !self.volatile };
+            data::copy(from.as_fd(), fd.as_fd(), bytes, how)?;
         }
         let fd = Arc::new(fd);
         if source.wanted == Wanted::Attributes {
