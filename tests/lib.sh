@@ -168,13 +168,15 @@ long() {
 pass() { echo "ok - $*"; echo "ok - $*" >&9; }
 fail() { echo "FAIL - $*"; echo "FAIL - $(echo "$*" | head -n 1)" >&9; }
 
-# check NAME COMMAND...: the command succeeds. (Its output goes to a file: a daemon that kept a pipe open would hang us.)
+# check NAME COMMAND...: the command succeeds. (Its output goes to a file: a daemon that kept a pipe open would hang us. None stays: another namespace's
+# process of the same number may take the name.)
 check() {
 	local name=$1 output status file=$T/.test/output.$BASHPID.$RANDOM
 	shift
 	"$@" >"$file" 2>&1
 	status=$?
 	output=$(cat "$file")
+	rm -f "$file"
 	if [ $status = 0 ]; then pass "$name"; else fail "$name: \`$*' gave status $status: $output"; fi
 	return $status
 }
@@ -186,6 +188,7 @@ refuse() {
 	"$@" >"$file" 2>&1
 	status=$?
 	output=$(cat "$file")
+	rm -f "$file"
 	if [ $status = 0 ]; then
 		fail "$name: \`$*' should have failed with \`$text'; it printed: $output"
 	elif [ $status = 124 ]; then

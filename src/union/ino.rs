@@ -101,21 +101,26 @@ impl Numbers {
             None => None,
             Some(found) => found,
         };
-        let candidates = |uuid: [u8; 16]| lowers().filter(move |branch| branch.handles && branch.uuid == uuid);
-        let of_handle = found.and_then(|(uuid, handle)| {
-            let first = candidates(uuid).next()?;
-            let dev = first.root.identity().0;
-            candidates(uuid).all(|other| other.root.identity().0 == dev).then_some((first, handle))
-        });
-        if let Some((branch, handle)) = of_handle.as_ref().filter(|(branch, _)| branch.unique) {
-            return self.by_handle(branch, handle);
+        let uuid = found.as_ref().map(|(uuid, _)| *uuid);
+        let mut candidates = lowers().filter(|branch| branch.handles && Some(branch.uuid) == uuid);
+        let first = candidates.next();
+        let only = first.filter(|first| candidates.all(|other| other.root.identity().0 == first.root.identity().0));
+        let own = match only.filter(|branch| branch.unique) {
+            None => at.mark(&keys.origin_number)?,
+            Some(_) => None,
+        };
+        let Some(own) = own else {
+            let found = only.zip(found);
+            return found.map_or(Ok(None), |(branch, (_, handle))| self.by_handle(branch, &handle));
+        };
+        let Some((tag, ino)) = origin::decode_number(&own) else { return Ok(None) };
+        let Some(branch) = lowers().find(|branch| branch.tag == tag) else { return Ok(None) };
+        let number = self.number(branch.root.identity().0, ino);
+        match found.filter(|_| branch.handles) {
+            // Our mark has said where the handle is to be opened.
+            Some((_, handle)) => Ok(self.by_handle(branch, &handle)?.filter(|(shown, _)| *shown == number)),
+            None => Ok(Some((number, Time::default()))),
         }
-        if let Some(value) = at.mark(&keys.origin_number)? {
-            let Some((tag, ino)) = origin::decode_number(&value) else { return Ok(None) };
-            let branch = lowers().find(|branch| branch.tag == tag);
-            return Ok(branch.map(|branch| (self.number(branch.root.identity().0, ino), Time::default())));
-        }
-        of_handle.map_or(Ok(None), |(branch, handle)| self.by_handle(branch, &handle))
     }
 
     fn by_handle(&self, branch: &Branch, handle: &FileHandle) -> Result<Option<(Ino, Time)>> {

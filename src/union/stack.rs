@@ -5,6 +5,7 @@
 use std::collections::HashSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use rustix::fs::{Mode, OFlags};
 use sha2::{Digest, Sha256};
@@ -49,6 +50,8 @@ pub struct Branch {
     pub read_only: bool,
     /// Who may change it behind the union's back.
     pub trust: Trust,
+    /// Its filesystem was mounted anew, and has given its files other numbers then.
+    pub renumbered: AtomicBool,
 }
 
 impl Branch {
@@ -71,7 +74,20 @@ impl Branch {
         let magic = rustix::fs::fstatfs(&readable)?.f_type as u32;
         let handles = magic != FUSE && root.itself()?.handle().is_ok();
         let trust = trust_in(magic);
-        Ok(Self { id, label, root, readable, reader, uuid, unique: false, tag, handles, read_only, trust })
+        Ok(Self {
+            id,
+            label,
+            root,
+            readable,
+            reader,
+            uuid,
+            unique: false,
+            tag,
+            handles,
+            read_only,
+            trust,
+            renumbered: AtomicBool::new(false),
+        })
     }
 
     /// Whether nothing below it can be seen.

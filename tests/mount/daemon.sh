@@ -281,8 +281,11 @@ log = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 log.bind('/dev/log')
 log.settimeout(60)
 cowfs = os.environ['COWFS']
+def runs(pid):
+    try: return os.readlink(f'/proc/{pid}/exe') == cowfs
+    except OSError: return False
 def daemon():
-    return [int(p) for p in os.listdir('/proc') if p.isdigit() and os.path.realpath(f'/proc/{p}/exe') == cowfs]
+    return [int(p) for p in os.listdir('/proc') if p.isdigit() and runs(p)]
 subprocess.run([cowfs, 'l=RO:u=RW', 'm'], check=True)
 pid, = daemon()
 inside = os.open('m', os.O_PATH)

@@ -15,7 +15,7 @@ cp "$TEST_DIR/semantics.py" "$T/.test/"
 
 # What runs inside: all functions of lib.sh, then the text on standard input.
 inside() {
-	{ declare -f pass fail check refuse equal same tree union unmount is_mounted daemons no_daemon_left python; cat; } >"$T/.test/inside.sh"
+	{ declare -f pass fail check refuse equal same tree union unmount is_mounted daemons no_daemon_left no_daemon until_true python; cat; } >"$T/.test/inside.sh"
 	"$@" unshare -Urmpf --mount-proc -- timeout -k 5 240 bash -u "$T/.test/inside.sh"
 	local status=$?
 	[ $status = 0 ] || fail "the part inside ended with status $status"

@@ -144,13 +144,16 @@ inside "a directory of the lower is renamed" 'mv /usr/share/common-licenses /usr
 	python3 -c "import os; os.rename(\"/usr/share/doc\", \"/usr/share/paper\"); os.rename(\"/usr/share/paper\", \"/usr/share/doc\")" && test -e /usr/share/doc/apt'
 
 # ---- readers that were there before the first change ----
-LIMIT=30
+LIMIT=60
 inside "tail -F follows logs of the lower, small and large, over their copy-up and their rotation" '
 	cd /var/log
 	tail -n 1 -F small.log large.log >/tmp/followed 2>/dev/null & tail=$!
 	sleep 1
 	echo "appended small" >>/var/log/small.log; echo "appended large" >>/var/log/large.log
-	sleep 2
+	for i in $(seq 40); do
+		test "$(grep -cx "appended small\|appended large" /tmp/followed)" = 2 && break
+		sleep 0.25
+	done
 	for log in small large; do mv /var/log/$log.log /var/log/$log.log.1; echo "rotated $log" >/var/log/$log.log; done
 	for i in $(seq 40); do
 		test "$(grep -cx "appended small\|appended large\|rotated small\|rotated large" /tmp/followed)" = 4 && break
@@ -162,8 +165,8 @@ inside "a program that is replaced while it runs; one that runs cannot be writte
 	/usr/bin/copied 3 & pid=$!
 	sleep 0.5; cp --remove-destination /bin/true /usr/bin/copied && /usr/bin/copied && wait $pid
 	sum=$(sha256sum </bin/sleep)
-	/bin/sleep 2 & pid=$!
-	sleep 0.3; { echo x >>/bin/sleep; } 2>/tmp/busy || true
+	/bin/sleep 4 & pid=$!
+	sleep 1.5; { echo x >>/bin/sleep; } 2>/tmp/busy || true
 	wait $pid; grep -q "busy" /tmp/busy && test "$(sha256sum </bin/sleep)" = "$sum"'
 
 # ---- users, devices ----

@@ -69,16 +69,34 @@ impl Stat {
     }
 }
 
-/// Filesystems that were mounted anew: the device each is now, and the one it was at the start. One process has one union.
-static MOVED: RwLock<Vec<(u64, u64)>> = RwLock::new(Vec::new());
+/// Filesystems that were mounted anew. One process has one union.
+static MOVED: RwLock<Vec<Moved>> = RwLock::new(Vec::new());
 static ANY_MOVED: AtomicBool = AtomicBool::new(false);
 /// A filesystem has said that nobody serves it.
 static CUT: AtomicBool = AtomicBool::new(false);
 
-/// From now on objects of the device `is` are seen on the device `was`, which the same filesystem has been.
-pub fn device_moved(is: u64, was: u64) {
-    MOVED.write().push((is, was));
+/// The device that a filesystem is now, and the one by which it is known.
+struct Moved {
+    is: u64,
+    was: u64,
+    /// Something open on both: so no other filesystem ever gets one of the numbers, which the kernel gives to whoever comes next.
+    _taken: [Arc<OwnedFd>; 2],
+}
+
+/// From now on objects of the device `is` are seen on the device `was`, which the same filesystem has been. `roots` are its roots
+/// then and now.
+///
+/// # Errors
+/// `ESTALE` if they are seen on another one already.
+pub fn device_moved(is: u64, was: u64, roots: [Arc<OwnedFd>; 2]) -> Result<()> {
+    let mut moved = MOVED.write();
+    match moved.iter().find(|known| known.is == is) {
+        Some(known) if known.was == was => return Ok(()),
+        Some(_) => return Err(Errno::STALE),
+        None => moved.push(Moved { is, was, _taken: roots }),
+    }
     ANY_MOVED.store(true, Ordering::Release);
+    Ok(())
 }
 
 /// Whether another filesystem than the one on the device `dev` is seen on it.
@@ -96,7 +114,7 @@ fn device_known_as(dev: u64) -> u64 {
     if !ANY_MOVED.load(Ordering::Acquire) {
         return dev;
     }
-    MOVED.read().iter().find(|(is, _)| *is == dev).map_or(dev, |(_, was)| *was)
+    MOVED.read().iter().find(|moved| moved.is == dev).map_or(dev, |moved| moved.was)
 }
 
 /// Whether a filesystem has said, since this was asked before, that nobody serves it (`ENOTCONN`).

@@ -45,6 +45,15 @@ impl Mirror {
         Ok(Self { root_name, root: Mutex::new(root) })
     }
 
+    /// The branch's filesystem was mounted anew, with this root.
+    ///
+    /// # Errors
+    /// As `new`.
+    pub fn reopen(&self, branch: impl AsFd) -> Result<()> {
+        *self.root.lock() = open_dir(branch, &self.root_name)?.map(Arc::new);
+        Ok(())
+    }
+
     /// Whether the branch has such a tree.
     pub fn exists(&self) -> bool {
         self.root.lock().is_some()
