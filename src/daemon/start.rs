@@ -141,7 +141,7 @@ fn plan(request: &MountRequest) -> Checked<Plan> {
             .into());
     }
     let mut resolved = resolve::resolve(request)?;
-    if request.container {
+    if request.container && request.engine.aside.is_none() {
         owners_aside::refuse(&resolved)?;
     }
     unmapped::look_below_id_maps(&mut resolved, &request.owners);
@@ -156,7 +156,11 @@ fn plan(request: &MountRequest) -> Checked<Plan> {
         }
         // Whoever mounted need not have said default_permissions; only ACLs make the kernel check them all the same.
         Mountpoint::Device(_) if request.noacl && request.default_permissions => {
-            return Err("option 'noacl' on a mounted /dev/fuse: nobody might check permissions; leave it out".into());
+            return Err(
+                "option 'noacl' (which squash_to_* and xattr_permissions= mean, too) on a mounted /dev/fuse: nobody \
+                        might check permissions; leave it out"
+                    .into(),
+            );
         }
         Mountpoint::Device(_) => None,
     };

@@ -9,10 +9,10 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use rustix::fs::AtFlags;
 
-use crate::union::branch::At;
 use crate::union::branch::at::stat;
 use crate::union::branch::fds::DirFds;
 use crate::union::branch::list::list_fd;
+use crate::union::branch::{Aside, At};
 use crate::union::copyup::meta::copy_times;
 use crate::union::error::{Errno, Result, best_effort};
 use crate::union::gone::Gone;
@@ -92,7 +92,11 @@ impl Union {
             let id = BranchId(u16::try_from(at).map_err(|_| "more than 65535 branches".to_owned())?);
             if !source.writable {
                 let keys = Arc::new(Keys::new(user));
-                branches.push(lower(id, source, fds.clone(), keys).map_err(fail)?);
+                let mut branch = lower(id, source, fds.clone(), keys).map_err(fail)?;
+                if options.aside.is_some() {
+                    branch.aside = branch.root.itself().and_then(|root| Aside::of_lower(&root)).map_err(fail)?;
+                }
+                branches.push(branch);
                 continue;
             }
             let workdir = layout.workdir.as_ref().map(AsFd::as_fd);
@@ -101,7 +105,8 @@ impl Union {
             branches.push(branch);
             upper = Some(tools);
         }
-        let stack = Stack { branches, upper, covered: layout.covered.into_iter().collect() };
+        let covered = layout.covered.into_iter().collect();
+        let stack = Stack { branches, upper, covered, aside: options.aside.is_some() };
         Self::put_together(stack, fds, workdir).map_err(|errno| format!("the union cannot be set up: {errno}"))
     }
 
@@ -194,6 +199,8 @@ fn writable(
     };
     let user = options.userxattr.unwrap_or(!stage.can.trusted_xattr);
     let keys = Arc::new(Keys::new(user));
+    let aside = options.aside.map(|wanted| Aside::of_upper(&root, wanted)).transpose();
+    let aside = aside.map_err(|rest| format!("{label}: {rest}"))?;
     record_format(source.root.as_fd(), format, stage.can).map_err(fail)?;
     best_effort("put back the times of the upper", copy_times(&was, &root));
     let mut reader = Reader { overlay: None, oci: false, mirrors: Vec::new() };
@@ -213,7 +220,8 @@ fn writable(
     let redirect = options.redirect && format == Format::Overlay && !user;
     let metacopy = options.metacopy && redirect;
     let remote = branch.trust == Trust::Remote;
-    Ok((branch, Upper { stage, writer, volatile: options.volatile, remote, redirect, metacopy }))
+    branch.aside = aside;
+    Ok((branch, Upper { stage, writer, volatile: options.volatile, remote, redirect, metacopy, aside }))
 }
 
 /// The format that an upper holds, or that was asked for; `None` leaves the choice to what its filesystem can do.

@@ -12,7 +12,7 @@ use smallvec::SmallVec;
 
 use crate::sys;
 use crate::union::branch::fds::DirFds;
-use crate::union::branch::{At, Presence, RealDir, Stat};
+use crate::union::branch::{Aside, At, Presence, RealDir, Stat};
 use crate::union::copyup::Workshop;
 use crate::union::error::{Errno, Result};
 use crate::union::marks::Reader;
@@ -48,6 +48,8 @@ pub struct Branch {
     pub read_only: bool,
     /// Who may change it behind the union's back.
     pub trust: Trust,
+    /// How it keeps owners and modes, if not in its inodes.
+    pub aside: Option<Aside>,
 }
 
 impl Branch {
@@ -70,7 +72,7 @@ impl Branch {
         let magic = rustix::fs::fstatfs(&readable)?.f_type as u32;
         let handles = magic != FUSE && root.itself()?.handle().is_ok();
         let trust = trust_in(magic);
-        Ok(Self { id, label, root, readable, reader, uuid, tag, handles, read_only, trust })
+        Ok(Self { id, label, root, readable, reader, uuid, tag, handles, read_only, trust, aside: None })
     }
 }
 
@@ -132,12 +134,15 @@ pub struct Upper {
     pub redirect: bool,
     /// A change of attributes copies no data of a lower file.
     pub metacopy: bool,
+    /// How it keeps owners and modes, if not in its inodes.
+    pub aside: Option<Aside>,
 }
 
 impl Upper {
     /// Where copies are made.
     pub fn workshop(&self) -> Workshop<'_> {
-        Workshop { stage: &self.stage, keys: &self.writer.keys, volatile: self.volatile, remote: self.remote }
+        let (volatile, remote, aside) = (self.volatile, self.remote, self.aside);
+        Workshop { stage: &self.stage, keys: &self.writer.keys, volatile, remote, aside }
     }
 }
 
@@ -149,6 +154,8 @@ pub struct Stack {
     pub upper: Option<Upper>,
     /// Directories that the union shows empty.
     pub covered: HashSet<(u64, u64)>,
+    /// Branches may keep owners and modes in attributes.
+    pub aside: bool,
 }
 
 impl Stack {

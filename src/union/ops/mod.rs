@@ -176,6 +176,7 @@ impl Union {
         let data = self.data_stat(node, stat).unwrap_or(*stat);
         // Once: who waits to write it would keep a second look from coming to an end, and wait for the first.
         let body = node.body.read();
+        let stat = &self.shown(&body, stat)?;
         Ok(Attr {
             ino: node.ino,
             size: data.size,
@@ -191,6 +192,14 @@ impl Union {
             blksize: stat.blksize,
             settled: self.is_settled(&body),
         })
+    }
+
+    /// `stat`, that of the object whose body is given, with the owner, group and mode that the union shows.
+    fn shown(&self, body: &Body, stat: &Stat) -> Result<Stat> {
+        match self.stack.branch(body.branch)?.aside {
+            None => Ok(*stat),
+            Some(aside) => aside.shown(&body.at()?, stat),
+        }
     }
 
     /// Whether only requests change what `node` shows. A directory with lower parts shows their changes too.

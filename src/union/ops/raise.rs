@@ -84,7 +84,9 @@ impl Union {
         (data, wanted): (Option<&At>, Wanted),
     ) -> Result<Copy<'a>> {
         let branch = self.stack.branch(branch)?;
-        let source = Source { at, stat, data, wanted, uuid: branch.handles.then_some(branch.uuid), tag: branch.tag };
+        let shown = branch.aside.map_or(Ok(*stat), |aside| aside.shown(at, stat))?;
+        let uuid = branch.handles.then_some(branch.uuid);
+        let source = Source { at, stat, shown: &shown, data, wanted, uuid, tag: branch.tag };
         upper.workshop().copy(&source).during("copy up", at)
     }
 
