@@ -16,7 +16,7 @@ use std::ffi::CStr;
 use rustix::fs::FileType;
 
 use crate::union::branch::at::{At, Stat};
-use crate::union::error::{During, Errno, Result};
+use crate::union::error::{During, Errno, Result, best_effort};
 use crate::union::options::AsideKey;
 
 const PRIVILEGED: &CStr = c"security.fuseoverlayfs.override_stat";
@@ -31,9 +31,6 @@ const PERMISSIONS: u32 = 0o7777;
 const SET_UID: u32 = 0o4000;
 const SET_GID: u32 = 0o2000;
 const GROUP_EXEC: u32 = 0o0010;
-/// Mode of the inodes.
-const OF_DIR: u32 = 0o700;
-const OF_FILE: u32 = 0o600;
 
 /// How one branch keeps owners and modes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,13 +120,15 @@ impl Aside {
     /// # Errors
     /// `EIO` for a value that makes no sense; those of getxattr(2).
     pub fn shown(self, at: &At, own: &Stat) -> Result<Stat> {
+        Ok(self.stored(at, own)?.unwrap_or(*own))
+    }
+
+    fn stored(self, at: &At, own: &Stat) -> Result<Option<Stat>> {
         if !can_hold(own.kind()) {
-            return Ok(*own);
+            return Ok(None);
         }
-        match at.xattr(self.key)? {
-            None => Ok(*own),
-            Some(value) => read(&value, own).ok_or(Errno::IO).during("read owner and mode of", at),
-        }
+        let value = at.xattr(self.key)?;
+        value.map(|value| read(&value, own).ok_or(Errno::IO).during("read owner and mode of", at)).transpose()
     }
 
     /// Makes `at`, an object of type `kind` that nobody knows yet, one whose owner, group and mode are those of `shown`.
@@ -138,7 +137,7 @@ impl Aside {
     /// Those of chmod(2) and setxattr(2).
     pub fn begin(self, at: &At, kind: FileType, shown: &Stat) -> Result<()> {
         if can_hold(kind) {
-            at.chmod(if kind.is_dir() { OF_DIR } else { OF_FILE })?;
+            at.chmod(closed(kind))?;
         }
         self.write(at, kind, shown)
     }
@@ -149,7 +148,8 @@ impl Aside {
     /// As `shown`; those of setxattr(2).
     pub fn change(self, at: &At, change: &Change) -> Result<()> {
         let own = at.stat()?;
-        let mut shown = self.shown(at, &own)?;
+        let stored = self.stored(at, &own)?;
+        let mut shown = stored.unwrap_or(own);
         if change.chown {
             if can_hold(own.kind()) {
                 // To nobody: the filesystem takes the capabilities away.
@@ -163,7 +163,12 @@ impl Aside {
         if let Some(mode) = change.mode {
             shown.mode = shown.mode & !PERMISSIONS | mode & PERMISSIONS;
         }
-        self.write(at, own.kind(), &shown)
+        self.write(at, own.kind(), &shown)?;
+        if stored.is_none() && can_hold(own.kind()) {
+            // From before the branch was one of these; shown is what is stored from here on.
+            best_effort("take the inode over", claim(at, &own));
+        }
+        Ok(())
     }
 
     fn write(self, at: &At, kind: FileType, shown: &Stat) -> Result<()> {
@@ -182,6 +187,20 @@ impl Aside {
 /// The bits that chown(2) and a write take away.
 pub fn set_id(mode: u32) -> u32 {
     mode & SET_UID | if mode & GROUP_EXEC != 0 { mode & SET_GID } else { 0 }
+}
+
+/// The mode of an inode that lets in nobody but its owner.
+fn closed(kind: FileType) -> u32 {
+    if kind.is_dir() { 0o700 } else { 0o600 }
+}
+
+/// Makes the inode the daemon's alone, as if it had made it.
+fn claim(at: &At, own: &Stat) -> Result<()> {
+    let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    if (own.uid, own.gid) != (uid, gid) {
+        at.chown(Some(uid), Some(gid))?;
+    }
+    at.chmod(closed(own.kind()))
 }
 
 fn can_hold(kind: FileType) -> bool {
