@@ -34,7 +34,7 @@ fn child(job: &str) {
         writable: place == 0,
         oci_whiteouts: place > 0 && format == Format::Oci,
     };
-    let options = Options { format: Some(format), volatile: false, aside: std::env::var_os("ASIDE").map(|_| cowfs::union::options::AsideKey::User), ..Options::default() };
+    let options = Options { format: Some(format), volatile: false, ..Options::default() };
     let engine = EngineFs::try_new(words.enumerate().map(branch).collect(), options, Dcache::Keep).unwrap();
     let case = cases(format).swap_remove(case);
     prepare(&engine, &case).unwrap();

@@ -199,8 +199,13 @@ fn writable(
     };
     let user = options.userxattr.unwrap_or(!stage.can.trusted_xattr);
     let keys = Arc::new(Keys::new(user));
-    let aside = options.aside.map(|wanted| Aside::of_upper(&root, wanted)).transpose();
-    let aside = aside.map_err(|rest| format!("{label}: {rest}"))?;
+    let aside = match options.aside {
+        Some(wanted) => {
+            let empty = is_empty(source.root.as_fd()).map_err(fail)?;
+            Some(Aside::of_upper(&root, wanted, empty).map_err(|rest| format!("{label}: {rest}"))?)
+        }
+        None => None,
+    };
     record_format(source.root.as_fd(), format, stage.can).map_err(fail)?;
     best_effort("put back the times of the upper", copy_times(&was, &root));
     let mut reader = Reader { overlay: None, oci: false, mirrors: Vec::new() };
@@ -296,6 +301,16 @@ fn held_formats(upper: BorrowedFd<'_>) -> Result<Vec<Format>> {
         }
     }
     Ok(held)
+}
+
+/// Whether the upper holds nothing but what unions keep for themselves.
+fn is_empty(upper: BorrowedFd<'_>) -> Result<bool> {
+    let mut empty = true;
+    list_fd(upper, &mut |name, _, _| {
+        empty &= Name::new(name)?.is_reserved(true);
+        Ok(())
+    })?;
+    Ok(empty)
 }
 
 /// Remembers a format that is not the default, since the root need not show which one is used further down: the unionfs

@@ -69,7 +69,7 @@ impl Stack {
 
     pub fn of(format: Format, lower_format: Format, trees: &[Tree], upper: bool) -> Self {
         let dir = fresh_dir();
-        let options = Options { format: upper.then_some(format), volatile: true, aside: std::env::var_os("ASIDE").map(|_| cowfs::union::options::AsideKey::User), ..Options::default() };
+        let options = Options { format: upper.then_some(format), volatile: true, ..Options::default() };
         let mut stack = Self { dir, trees: trees.to_vec(), upper, format, lower_format, options, guards: vec![] };
         for (place, tree) in trees.iter().enumerate() {
             std::fs::create_dir(stack.path(place)).unwrap();

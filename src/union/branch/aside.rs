@@ -85,12 +85,12 @@ impl Aside {
         Ok(keys_of(root)?.first().map(|key| Self { key }))
     }
 
-    /// How the upper with this root shall keep them. It shows no other owners than before: what has no attribute shows
-    /// its inode's.
+    /// How the upper with this root shall keep them. A new one is made so only while it is `empty`: through a union that
+    /// keeps owners in inodes, whoever owns a file could have set its attribute.
     ///
     /// # Errors
     /// The rest of a sentence about the branch.
-    pub fn of_upper(root: &At, wanted: AsideKey) -> std::result::Result<Self, String> {
+    pub fn of_upper(root: &At, wanted: AsideKey, empty: bool) -> std::result::Result<Self, String> {
         let candidates: &[&CStr] = match wanted {
             AsideKey::Privileged => &[PRIVILEGED],
             AsideKey::User => &[CONTAINERS, OLD],
@@ -102,6 +102,13 @@ impl Aside {
         if let Some(key) = held.first() {
             let word = option_for(key);
             return Err(format!("it keeps owners and modes in the attribute {key:?}; use xattr_permissions={word}"));
+        }
+        if !empty {
+            return Err(
+                "it holds objects whose owners and modes are in their inodes; xattr_permissions= needs an upper \
+                        that is empty or was made with it"
+                    .to_owned(),
+            );
         }
         let aside = Self { key: candidates[0] };
         let begin = root.stat().and_then(|own| aside.write(root, own.kind(), &own));

@@ -65,6 +65,7 @@ impl Union {
     pub fn setxattr(&self, node: NodeId, name: &OsStr, value: &[u8], flags: i32) -> Result<()> {
         let key = self.key_of(name, Errno::PERM)?;
         let node = self.table.get(node)?;
+        self.spare_root(&node, &key)?;
         self.raise_for(&node, &key)?;
         node.with(|at| at.set_xattr(&key, value, flags.cast_unsigned()))
     }
@@ -76,6 +77,7 @@ impl Union {
     pub fn removexattr(&self, node: NodeId, name: &OsStr) -> Result<()> {
         let key = self.key_of(name, Errno::PERM)?;
         let node = self.table.get(node)?;
+        self.spare_root(&node, &key)?;
         // An attribute that is not there is no reason to copy up a file.
         node.with(|at| at.xattr_value(&key))?;
         self.raise_for(&node, &key)?;
@@ -84,6 +86,12 @@ impl Union {
             node.lost_capabilities.store(true, Ordering::Release);
         }
         Ok(())
+    }
+
+    /// What says of a branch that its owners and modes stand in attributes is for its maker to say, so that nobody can get
+    /// the attributes counted that everybody may set meanwhile.
+    fn spare_root(&self, node: &Arc<Node>, key: &CStr) -> Result<()> {
+        if Arc::ptr_eq(node, self.table.root()) && is_key(key.to_bytes()) { Err(Errno::PERM) } else { Ok(()) }
     }
 
     /// Brings a node into the upper whose attribute `key` is to be changed. With its data if these, coming later, would
