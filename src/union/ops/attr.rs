@@ -41,6 +41,10 @@ impl Union {
         // Who brings something into the directory unseen puts its times back.
         let _names = node.is_dir().then(|| node.children.read());
         let of_nothing = *set == SetAttr::default() && self.is_chown_of_nothing(&node, caller)?;
+        if *set == SetAttr::default() && !of_nothing {
+            // Somebody is about to write: the kernel believes what it is answered now, and asks no more after the write.
+            self.drop_set_id(&node, caller)?;
+        }
         let chown = set.uid.is_some() || set.gid.is_some() || of_nothing;
         let change = Change { chown, uid: set.uid, gid: set.gid, mode: set.mode };
         self.change_owner(&node, &change).during("change attributes of", id)?;
