@@ -22,6 +22,7 @@ setfacl -m u:9:r,g:8:rw lower/dir && setfacl -d -m u:9:rwx lower/dir
 ln -s five lower/link && chown -h 5:6 lower/link
 mkfifo lower/fifo && chown 5:6 lower/fifo
 setfattr -n $KEY -v 1:2:777 lower/h1
+setfattr -n security.fuseoverlayfs.override_stat -v 1:2:777 lower/five
 aside() { setfattr -n $KEY -v "$1" "layer/$2" && chmod 755 "layer/$2"; }
 mkdir layer/private layer/group
 for file in private/file secret tty disk pipe socket odd without; do echo "$file" >layer/$file; done
@@ -63,6 +64,7 @@ check "changed" sh -c 'cd ufs && chown 1000:1001 without && chmod 1640 without &
 equal "shown" "$(shown without private secret five tty)" "without 1000:1001 1640 private 7:60 700 secret 7:8 4711 five 5:6 4751 tty 0:5 700 "
 equal "stored" "$(stored without private secret five tty)" "without 1000:1001:1640 private 7:60:700 secret 7:8:4711 five 5:6:4751 tty 0:5:700:char-5-1 "
 equal "the inodes say nothing" "$(inode without private secret five)" "without 0:0 600 private 0:0 700 secret 0:0 600 five 0:0 600 "
+equal "and no other such attribute comes with them" "$(getfattr -m override_stat upper/five 2>/dev/null | grep -c override_stat)" 1
 equal "other attributes are carried" "$(getfattr --only-values -n user.note ufs/five)" kept
 equal "symlinks and FIFOs keep theirs" "$(chown -h 3:4 ufs/link; chown 3:4 ufs/fifo; chmod 601 ufs/fifo; shown link fifo; inode link fifo)" \
 	"link 3:4 777 fifo 3:4 601 link 3:4 777 fifo 3:4 601 "

@@ -41,7 +41,7 @@ pub struct Aside {
 /// What is to become of owner, group and mode; `None` leaves one as it is.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Change {
-    /// As chown(2), whatever the ids: set-id bits and capabilities go.
+    /// As chown(2), whatever the ids: set-id bits go. (Capabilities the kernel removes by a request of its own.)
     pub chown: bool,
     /// Owner.
     pub uid: Option<u32>,
@@ -158,10 +158,6 @@ impl Aside {
         let stored = self.stored(at, &own)?;
         let mut shown = stored.unwrap_or(own);
         if change.chown {
-            if can_hold(own.kind()) {
-                // To nobody: the filesystem takes the capabilities away.
-                at.chown(None, None)?;
-            }
             if !own.is_dir() {
                 shown.mode &= !set_id(shown.mode);
             }
