@@ -31,6 +31,14 @@ chmod 640 layer/without
 aside 0:0:0755 . && aside 7:8:0700:dir private && aside 7:8:100600 private/file && aside 7:8:04711 secret && aside 0:50:42775 group
 aside 0:5:0620:char-5-1 tty && aside 0:6:0660:block-8-0 disk && aside 1:1:0600:pipe pipe && aside 1:1:0600:socket socket
 aside 0:0:nine odd
+# More than one READDIR answers; the kernel asks for the attributes of the first ones only.
+/usr/bin/python3 - $KEY <<'PY'
+import os, sys
+os.mkdir("layer/many")
+for n in range(2000):
+    os.close(os.open(f"layer/many/{n}", os.O_CREAT | os.O_WRONLY))
+    os.setxattr(f"layer/many/{n}", sys.argv[1], b"0:0:600:pipe")
+PY
 tree lower exact >lower.before
 tree layer exact >layer.before
 
@@ -45,6 +53,7 @@ equal "a listing says the same" "$(/usr/bin/python3 -c '
 import os
 kinds = {e.name: (e.is_file(follow_symlinks=False), e.is_dir(follow_symlinks=False)) for e in os.scandir("ufs")}
 print(*(kinds[name] for name in ("tty", "pipe", "secret", "group")))')" "(False, False) (False, False) (True, False) (False, True)"
+equal "a long one too" "$(/usr/bin/python3 -c 'import os; print(sum(e.is_file(follow_symlinks=False) for e in os.scandir("ufs/many")))')" 0
 refuse "an attribute that makes no sense is not guessed at" 'Input/output error' stat ufs/odd
 check "and nothing else suffers" ls ufs
 check "whose it is may read it" as 7 8 cat ufs/private/file
