@@ -9,7 +9,7 @@
 #
 # Sourced outside, it starts the same script once more in a private mount and pid namespace, as its pid 1, and waits.
 # So whatever a test mounts or starts is gone when it ends, however it ends, and nothing of it is seen outside. A test that
-# hangs is freed after `# timeout:` seconds (default 120) by aborting the FUSE connections that stand in its own mountinfo
+# hangs is freed after `# timeout:` seconds (default 300) by aborting the FUSE connections that stand in its own mountinfo
 # and were not there when it began, and no others.
 #
 # A test has: $T a scratch directory, $COWFS the program under test (a copy that any user can run), fd 9 where results go.
@@ -88,7 +88,7 @@ run_inside() {
 	local program limit status
 	program=$(find_cowfs) || exit 1
 	limit=$(sed -n '1,20s/^# timeout: *//p' "$TEST_SCRIPT")
-	limit=${limit:-120}
+	limit=${limit:-300}
 	SCRATCH=$(mktemp -d "/tmp/cowfs-$TEST_NAME.XXXXXX") || exit 1
 	trap 'leave; exit 130' INT TERM HUP
 	trap leave EXIT
@@ -213,10 +213,10 @@ same() {
 	fi
 }
 
-# python [ARGS] <<'EOF': a program with all of lib.py at hand, its checks counted as ours; 60 s.
+# python [ARGS] <<'EOF': a program with all of lib.py at hand, its checks counted as ours; 120 s.
 python() {
 	local status
-	timeout -k 5 "${PYTHON_LIMIT:-60}" /usr/bin/python3 <(echo 'from lib import *'; cat) "$@"
+	timeout -k 5 "${PYTHON_LIMIT:-120}" /usr/bin/python3 <(echo 'from lib import *'; cat) "$@"
 	status=$?
 	[ $status = 0 ] || fail "a python part of $TEST_NAME ended with status $status"
 }
@@ -224,6 +224,55 @@ python() {
 # tree DIR [exact] [without NAME...]: one line for each object below DIR: contents and metadata; `exact` adds ctime, atime and
 # inode number; objects of these names are left out.
 tree() { /usr/bin/python3 "$T/.test/lib.py" tree "$@"; }
+
+# ---- waiting -----------------------------------------------------------------------------------------------------------
+# A machine may be slow and loaded: who waits, waits for the condition, and gives up only after a time that no machine needs.
+
+# until_true SECONDS COMMAND...: asks again and again until it succeeds.
+until_true() {
+	local end=$(($(date +%s%N) + $1 * 1000000000))
+	shift
+	while ! "$@" >/dev/null 2>&1; do
+		[ "$(date +%s%N)" -lt $end ] || return 1
+		sleep 0.05
+	done
+}
+
+# not COMMAND...
+not() { ! "$@"; }
+
+# settled COMMAND...: what it prints, once it prints the same twice.
+settled() {
+	local before now
+	now=$("$@")
+	until [ "$now" = "${before-}" ]; do
+		before=$now
+		sleep 0.3
+		now=$("$@")
+	done
+	echo "$now"
+}
+
+# gone PID...: waits until none of them is there. (A zombie is not there.)
+gone() {
+	local pid
+	for pid; do
+		until_true 30 not alive "$pid" || { echo "still there: $pid $(tr '\0' ' ' <"/proc/$pid/cmdline")"; return 1; }
+	done
+}
+# One thread is enough: what the process has open is open until the last has ended.
+alive() { cat "/proc/$1/task/"*/status 2>/dev/null | grep -q '^State:.[^ZX]'; }
+
+# stop PID...: SIGSTOP, and waits until every thread of them has stopped: kill(2) does not.
+stop() {
+	kill -STOP "$@" && until_true 30 stopped "$@" || fail "stop $*: $(for pid; do grep -H ^State "/proc/$pid/task/"*/status; done)"
+}
+stopped() {
+	local pid
+	for pid; do
+		! grep -h ^State: "/proc/$pid/task/"*/status | grep -qv 'T (stopped)' || return 1
+	done
+}
 
 # ---- mounts ------------------------------------------------------------------------------------------------------------
 
@@ -238,32 +287,25 @@ daemons() {
 	done
 }
 
-# no_daemon_left: waits up to 5 s for the last of them.
-no_daemon_left() {
-	local i
-	for i in {1..100}; do
-		[ -n "$(daemons)" ] || return 0
-		sleep 0.05
-	done
-	echo "still there: $(daemons)"
-	return 1
-}
+# no_daemon_left: waits for the last of them.
+no_daemon_left() { until_true 30 no_daemon || { echo "still there: $(daemons)"; return 1; }; }
+no_daemon() { [ -z "$(daemons)" ]; }
 
-# union ARG...: cowfs with a limit of 20 s; the mountpoint is the last argument and must answer at once.
+# union ARG...: cowfs with a limit of 60 s; the mountpoint is the last argument and must answer.
 union() {
 	local mountpoint=${*: -1} status
-	timeout -k 2 20 "$COWFS" "$@"
+	timeout -k 2 60 "$COWFS" "$@"
 	status=$?
 	[ $status = 0 ] || { echo "cowfs $* gave status $status"; return $status; }
 	is_mounted "$(readlink -f "$mountpoint")" || { echo "cowfs $* gave status 0, but nothing is mounted"; return 1; }
-	timeout 5 stat -f "$mountpoint" >/dev/null
+	timeout 30 stat -f "$mountpoint" >/dev/null
 }
 
-# unmount DIR: an ordinary umount, tried for 2 s while busy.
+# unmount DIR: an ordinary umount, tried for a while if busy.
 unmount() {
 	local i said
-	for i in {1..20}; do
-		said=$(timeout 10 umount "$1" 2>&1) && break
+	for i in {1..100}; do
+		said=$(timeout 30 umount "$1" 2>&1) && break
 		sleep 0.1
 	done
 	is_mounted "$1" && { echo "$said"; return 1; }

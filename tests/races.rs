@@ -28,6 +28,7 @@ struct Outcome {
 
 fn trees() -> Vec<Tree> {
     let lower = Tree::new(2).file("a", "the data of a").file("b", "of b").file("h1", "linked").link("h1", "d/h2");
+    let lower = lower.file("three", "3").link("three", "d/three").link("three", "d/e/three");
     vec![Tree::new(1), lower.file("d/x", "of x").file("d/e/y", "of y").file("other", "o")]
 }
 
@@ -212,6 +213,20 @@ fn all_pairs(format: Format, states: &[(&str, Vec<Op>)]) {
     });
     let wrong = wrong.into_inner().unwrap();
     assert!(wrong.is_empty(), "{wrong}");
+}
+
+/// Not among the others: looking a name up and asking for its attributes are two requests, and a file may lose names meanwhile.
+#[test]
+fn names_are_counted_beside_a_copy_up() {
+    kit::in_memory();
+    let changes =
+        [Op::Patch(p("three"), 0, p("+")), Op::Patch(p("d/three"), 0, p("+")), Op::Chmod(p("d/e/three"), 0o600)];
+    for (format, change) in
+        [Format::Overlay, Format::Oci].into_iter().flat_map(|format| changes.iter().map(move |op| (format, op)))
+    {
+        let wrong = quarrel(format, &("in the lower", vec![]), [&Op::Counts(p("d/three")), change]);
+        assert!(wrong.is_empty(), "{wrong}");
+    }
 }
 
 #[test]

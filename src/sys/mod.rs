@@ -9,6 +9,7 @@ pub mod mode;
 pub mod mount;
 pub mod process;
 pub mod procfd;
+pub mod writeback;
 pub mod xattr;
 
 use rustix::io::Errno;

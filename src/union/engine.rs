@@ -92,11 +92,7 @@ impl Union {
             let id = BranchId(u16::try_from(at).map_err(|_| "more than 65535 branches".to_owned())?);
             if !source.writable {
                 let keys = Arc::new(Keys::new(user));
-                let mut branch = lower(id, source, fds.clone(), keys).map_err(fail)?;
-                if options.aside.is_some() {
-                    branch.aside = branch.root.itself().and_then(|root| Aside::of_lower(&root)).map_err(fail)?;
-                }
-                branches.push(branch);
+                branches.push(lower(id, source, fds.clone(), keys, options.aside.is_some()).map_err(fail)?);
                 continue;
             }
             let workdir = layout.workdir.as_ref().map(AsFd::as_fd);
@@ -105,9 +101,10 @@ impl Union {
             branches.push(branch);
             upper = Some(tools);
         }
-        let covered = layout.covered.into_iter().collect();
-        let stack = Stack { branches, upper, covered, aside: options.aside.is_some() };
-        Self::put_together(stack, fds, workdir).map_err(|errno| format!("the union cannot be set up: {errno}"))
+        let stack = Stack::new(branches, upper, layout.covered.into_iter().collect());
+        stack
+            .and_then(|stack| Self::put_together(stack, fds, workdir))
+            .map_err(|errno| format!("the union cannot be set up: {errno}"))
     }
 
     fn put_together(stack: Stack, fds: Arc<DirFds>, workdir: bool) -> Result<Self> {
@@ -162,7 +159,7 @@ impl Union {
     }
 }
 
-fn lower(id: BranchId, source: BranchSource, fds: Arc<DirFds>, keys: Arc<Keys>) -> Result<Branch> {
+fn lower(id: BranchId, source: BranchSource, fds: Arc<DirFds>, keys: Arc<Keys>, aside: bool) -> Result<Branch> {
     let reader = Reader { overlay: Some(keys), oci: source.oci_whiteouts, mirrors: Vec::new() };
     let mut branch = Branch::new(id, source.label, source.root, fds, reader)?;
     for (name, _) in MIRRORS {
@@ -170,6 +167,9 @@ fn lower(id: BranchId, source: BranchSource, fds: Arc<DirFds>, keys: Arc<Keys>) 
         if mirror.exists() {
             branch.reader.mirrors.push(Arc::new(mirror));
         }
+    }
+    if aside {
+        branch.aside = branch.root.itself().and_then(|root| Aside::of_lower(&root))?;
     }
     Ok(branch)
 }

@@ -12,11 +12,12 @@ use parking_lot::RwLock;
 use rustix::fs::{AtFlags, OFlags};
 
 use crate::sys;
+use crate::sys::handle::FileHandle;
 use crate::union::branch::at::stat;
 use crate::union::branch::{At, RealDir};
 use crate::union::error::{Errno, Result};
 use crate::union::marks::origin;
-use crate::union::stack::Stack;
+use crate::union::stack::{Branch, Stack};
 use crate::union::types::{Ino, Time};
 
 /// Bits of a number that are the device's index; bit 63 stays free for programs that keep numbers signed.
@@ -78,34 +79,50 @@ impl Numbers {
     }
 
     /// The number of the lower object that the upper's `at` was copied from, and when that was made.
+    ///
+    /// By the kernel's mark, if its uuid is that of one filesystem only: on copies of an image one handle leads to different
+    /// files, and those without a uuid cannot even be told from a new one in their place. Else by our own mark; without one,
+    /// as the kernel has it, by the handle if there is only one filesystem that it can be of.
     fn of_origin(&self, stack: &Stack, at: &At) -> Result<Option<(Ino, Time)>> {
         let keys = &stack.upper()?.writer.keys;
-        if let Some(value) = at.mark(&keys.origin)? {
-            let Some((uuid, handle)) = origin::decode(&value) else { return Ok(None) };
-            let lowers = stack.branches.iter().filter(|branch| !stack.is_upper(branch.id));
-            for branch in lowers.filter(|branch| branch.handles && branch.uuid == uuid) {
-                match sys::handle::open(branch.readable.as_fd(), &handle, OFlags::PATH) {
-                    Ok(fd) => {
-                        let stat = stat(fd.as_fd(), c"", AtFlags::EMPTY_PATH)?;
-                        return Ok(Some((self.number(stat.dev, stat.ino), stat.btime)));
-                    }
-                    Err(Errno::PERM) => {
-                        let dev = branch.root.identity().0;
-                        return Ok(origin::number(&handle).map(|ino| (self.number(dev, ino), Time::default())));
-                    }
-                    // Gone, or of a filesystem that was made anew: the copy has only its own number left.
-                    Err(_) => {}
-                }
+        let lowers = || stack.branches.iter().filter(|branch| !stack.is_upper(branch.id));
+        let found = match at.mark(&keys.origin)?.map(|value| origin::decode(&value)) {
+            Some(None) => return Ok(None),
+            // Written beside our own wherever there are handles.
+            None if lowers().all(|branch| branch.handles) => return Ok(None),
+            None => None,
+            Some(found) => found,
+        };
+        let candidates = |uuid: [u8; 16]| lowers().filter(move |branch| branch.handles && branch.uuid == uuid);
+        let of_handle = found.and_then(|(uuid, handle)| {
+            let first = candidates(uuid).next()?;
+            let dev = first.root.identity().0;
+            candidates(uuid).all(|other| other.root.identity().0 == dev).then_some((first, handle))
+        });
+        if let Some((branch, handle)) = of_handle.as_ref().filter(|(branch, _)| branch.unique) {
+            return self.by_handle(branch, handle);
+        }
+        if let Some(value) = at.mark(&keys.origin_number)? {
+            let Some((tag, ino)) = origin::decode_number(&value) else { return Ok(None) };
+            let branch = lowers().find(|branch| branch.tag == tag);
+            return Ok(branch.map(|branch| (self.number(branch.root.identity().0, ino), Time::default())));
+        }
+        of_handle.map_or(Ok(None), |(branch, handle)| self.by_handle(branch, &handle))
+    }
+
+    fn by_handle(&self, branch: &Branch, handle: &FileHandle) -> Result<Option<(Ino, Time)>> {
+        match sys::handle::open(branch.readable.as_fd(), handle, OFlags::PATH) {
+            Ok(fd) => {
+                let stat = stat(fd.as_fd(), c"", AtFlags::EMPTY_PATH)?;
+                Ok(Some((self.number(stat.dev, stat.ino), stat.btime)))
             }
-            return Ok(None);
+            Err(Errno::PERM) => {
+                let dev = branch.root.identity().0;
+                Ok(origin::number(handle).map(|ino| (self.number(dev, ino), Time::default())))
+            }
+            // Gone, or of a filesystem that was made anew: the copy has only its own number left.
+            Err(_) => Ok(None),
         }
-        if stack.branches.iter().all(|branch| branch.handles || stack.is_upper(branch.id)) {
-            return Ok(None);
-        }
-        let Some(value) = at.mark(&keys.origin_number)? else { return Ok(None) };
-        let Some((tag, ino)) = origin::decode_number(&value) else { return Ok(None) };
-        let branch = stack.branches.iter().find(|branch| branch.tag == tag && !stack.is_upper(branch.id));
-        Ok(branch.map(|branch| (self.number(branch.root.identity().0, ino), Time::default())))
     }
 
     /// The number for an entry of a listing: `name` in `dir`, whose number there is `ino`.

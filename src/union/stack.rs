@@ -39,8 +39,9 @@ pub struct Branch {
     pub reader: Reader,
     /// Uuid of its filesystem, zeros if unknown.
     pub uuid: [u8; 16],
-    /// Tells its filesystem from others, over reboots where the filesystem can: f_fsid, or made of the branch's path where
-    /// there is none (FUSE, 9p).
+    /// The uuid is that of no other lower's filesystem: it says where a file handle in a mark is to be opened.
+    pub unique: bool,
+    /// Tells its filesystem from the other lowers', over reboots where anything can; `tell_apart`.
     pub tag: u64,
     /// Whether its filesystem has file handles that last: those of FUSE are places in its server's memory.
     pub handles: bool,
@@ -61,26 +62,63 @@ impl Branch {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let readable = Arc::new(rustix::fs::openat(&root, c".", flags, Mode::empty())?);
         let filesystem = rustix::fs::fstatvfs(&readable)?;
-        let (tag, flags) = (tag_of(filesystem.f_fsid, &label), filesystem.f_flag);
-        let read_only = flags.contains(rustix::fs::StatVfsMountFlags::RDONLY);
+        let read_only = filesystem.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY);
         let uuid = sys::ioctl::filesystem_uuid(readable.as_fd());
         let xwhiteouts = match &reader.overlay {
             Some(keys) => At::Dir(readable.clone()).xattr(&keys.opaque)?,
             None => None,
         };
         let root = RealDir::root(id, readable.clone(), fds, xwhiteouts.as_deref() == Some(b"x"))?;
+        let tag = tag_of(filesystem.f_fsid, root.identity().0, uuid);
         let magic = rustix::fs::fstatfs(&readable)?.f_type as u32;
         let handles = magic != FUSE && root.itself()?.handle().is_ok();
         let trust = trust_in(magic);
-        Ok(Self { id, label, root, readable, reader, uuid, tag, handles, read_only, trust, aside: None })
+        Ok(Self { id, label, root, readable, reader, uuid, unique: false, tag, handles, read_only, trust, aside: None })
+    }
+
+    fn known(&self) -> Known<'_> {
+        Known { dev: self.root.identity().0, uuid: self.uuid, tag: self.tag, label: &self.label }
     }
 }
 
-/// What tells a filesystem from others: two without an f_fsid must not be taken for one.
-fn tag_of(fsid: u64, label: &str) -> u64 {
-    if fsid != 0 {
-        return fsid;
+/// What a filesystem itself tells of which one it is, 0 if nothing: f_fsid, but where that is the number of its device
+/// (squashfs, xfs, iso9660), which another one may have tomorrow; then its uuid.
+fn tag_of(fsid: u64, dev: u64, uuid: [u8; 16]) -> u64 {
+    let (major, minor) = (rustix::fs::major(dev), rustix::fs::minor(dev));
+    // As the kernel encodes it: `new_encode_dev`.
+    let device = u64::from((minor & 0xff) | (major << 8) | ((minor & !0xff) << 12));
+    if fsid == device {
+        let (high, low) = (u128::from_be_bytes(uuid) >> 64, u128::from_be_bytes(uuid));
+        return high as u64 ^ low as u64;
     }
+    fsid
+}
+
+/// Which filesystem a branch is on, as far as can be seen.
+struct Known<'a> {
+    dev: u64,
+    uuid: [u8; 16],
+    tag: u64,
+    label: &'a str,
+}
+
+/// The tag of each lower's filesystem, and whether its uuid is its own. Filesystems that tell nothing of themselves (FUSE, 9p,
+/// squashfs), and those that tell the same, as the copies of one image do, are known by the path of their first branch.
+fn tell_apart(lowers: &[Known<'_>]) -> Vec<(u64, bool)> {
+    let told = |of: &Known<'_>| {
+        let first = lowers.iter().find(|other| other.dev == of.dev).unwrap_or(of);
+        let shared = |same: &dyn Fn(&Known<'_>) -> bool| lowers.iter().any(|other| other.dev != of.dev && same(other));
+        let tag = match first.tag {
+            0 => tag_of_path(first.label),
+            tag if shared(&|other| other.tag == tag) => tag_of_path(first.label),
+            tag => tag,
+        };
+        (tag, of.uuid != [0; 16] && !shared(&|other| other.uuid == of.uuid))
+    };
+    lowers.iter().map(told).collect()
+}
+
+fn tag_of_path(label: &str) -> u64 {
     let digest = Sha256::digest(label);
     digest.iter().take(8).fold(0, |tag, byte| tag << 8 | u64::from(*byte))
 }
@@ -154,13 +192,37 @@ pub struct Stack {
     pub upper: Option<Upper>,
     /// Directories that the union shows empty.
     pub covered: HashSet<(u64, u64)>,
-    /// Branches may keep owners and modes in attributes.
+    /// Some branch keeps owners and modes in attributes.
     pub aside: bool,
 }
 
 impl Stack {
     /// The upper is always the first branch.
     pub const UPPER: BranchId = BranchId(0);
+
+    /// All branches, the upper first, if there is one, down to the first that is opaque as a whole: nothing below it can be
+    /// seen. Marks tell the filesystems of the lowers apart from now on.
+    ///
+    /// # Errors
+    /// Those of openat(2) and statx(2).
+    pub fn new(mut branches: Vec<Branch>, upper: Option<Upper>, covered: HashSet<(u64, u64)>) -> Result<Self> {
+        let mut shown = branches.len();
+        for (at, branch) in branches.iter().enumerate() {
+            if branch.reader.hides_all_below(&branch.root)? {
+                log::info!("branch {:?} is opaque: what is below it does not show", branch.label);
+                shown = at + 1;
+                break;
+            }
+        }
+        branches.truncate(shown);
+        let lowers = branches.get_mut(usize::from(upper.is_some())..).unwrap_or_default();
+        let told = tell_apart(&lowers.iter().map(Branch::known).collect::<Vec<_>>());
+        for (branch, (tag, unique)) in lowers.iter_mut().zip(told) {
+            (branch.tag, branch.unique) = (tag, unique);
+        }
+        let aside = branches.iter().any(|branch| branch.aside.is_some());
+        Ok(Self { branches, upper, covered, aside })
+    }
 
     /// The branch called `id`.
     ///
@@ -230,11 +292,33 @@ mod tests {
     }
 
     #[test]
-    fn filesystems_without_an_id_are_told_apart_by_their_paths() {
-        assert_eq!(tag_of(7, "/a"), 7);
-        assert_ne!(tag_of(0, "/a"), 0);
-        assert_ne!(tag_of(0, "/a"), tag_of(0, "/b"));
+    fn filesystems_tell_of_themselves_what_lasts() {
+        let (dev, uuid) = (rustix::fs::makedev(7, 0x123), [1, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 4]);
+        assert_eq!(tag_of(9, dev, uuid), 9);
+        assert_eq!(tag_of(0, dev, uuid), 0);
+        assert_eq!(tag_of(0x0010_0723, dev, uuid), 0x0100_0000_0000_0006);
+        assert_eq!(tag_of(0x0010_0723, dev, [0; 16]), 0);
+    }
+
+    #[test]
+    fn filesystems_are_told_apart() {
+        let known = |dev: u64, uuid: u8, tag: u64, label| Known { dev, uuid: [uuid; 16], tag, label };
         // On disk: another value would be another filesystem.
-        assert_eq!(tag_of(0, "/precise"), tag_of(0, "/precise"));
+        let (a, b) = (4_910_503_397_497_204_712, tag_of_path("/b"));
+        assert_eq!(tag_of_path("/precise"), a);
+        for (lowers, told) in [
+            (vec![known(1, 1, 7, "/precise"), known(2, 2, 8, "/b")], vec![(7, true), (8, true)]),
+            // Two branches of one.
+            (vec![known(1, 1, 7, "/precise"), known(1, 1, 7, "/b")], vec![(7, true), (7, true)]),
+            (vec![known(1, 0, 0, "/precise"), known(1, 0, 0, "/b")], vec![(a, false), (a, false)]),
+            // Nothing is known of them.
+            (vec![known(1, 0, 0, "/precise"), known(2, 0, 0, "/b")], vec![(a, false), (b, false)]),
+            // Copies of one image; subvolumes; an overlay of one of two.
+            (vec![known(1, 1, 7, "/precise"), known(2, 1, 7, "/b")], vec![(a, false), (b, false)]),
+            (vec![known(1, 1, 7, "/precise"), known(2, 1, 8, "/b")], vec![(7, false), (8, false)]),
+            (vec![known(1, 1, 7, "/precise"), known(2, 0, 7, "/b")], vec![(a, true), (b, false)]),
+        ] {
+            assert_eq!(tell_apart(&lowers), told);
+        }
     }
 }

@@ -51,10 +51,10 @@ equal "half of them do without the first hook" "$(grep -L 'rec,private' inis/* |
 unions() { pgrep -f '/cow/u[0-9]*=[R]W'; }
 daemon_of() { pgrep -f "/cow/u$1=[R]W" | head -n 1; }
 ask() { curl -sS -m "${3:-5}" --noproxy '*' "http://127.0.0.1:$((47200 + $1))/$2" 2>&1; }
-# serves CUSTOMER: within 30 s.
+# serves CUSTOMER: waits until it answers.
 serves() {
 	local i
-	for i in {1..300}; do
+	for i in {1..600}; do
 		[ "$(ask "$1" who)" = $((47200 + $1)) ] && return 0
 		sleep 0.1
 	done
@@ -98,12 +98,12 @@ for ((turn = 1; turn <= DEATHS; turn++)); do
 	until victim=$(daemon_of 1) && [ -n "$victim" ]; do sleep 0.05; done
 	began=$(date +%s%N)
 	kill -KILL "$victim"
-	for i in {1..300}; do
+	for i in {1..600}; do
 		[ -n "$(daemon_of 1)" ] && [ "$(daemon_of 1)" != "$victim" ] && [ "$(ask 1 who 1)" = 47201 ] && break
 		sleep 0.1
 	done
 	took=$((($(date +%s%N) - began) / 1000000))
-	[ $took -lt 25000 ] || fail "death $turn: it does not serve again"
+	[ $took -lt 55000 ] || fail "death $turn: it does not serve again"
 	[ $took -le $slowest ] || slowest=$took
 done
 sleep 0.3
@@ -134,16 +134,16 @@ ini 2 /far ,watchdog=3
 cp inis/u2.ini vassals/
 check "customer 2 serves from it" serves 2
 D=$(daemon_of 2)
-kill -STOP "$FAR"
+stop "$FAR"
 ask 2 read/doc 30 >/dev/null &
-for i in {1..150}; do kill -0 "$D" 2>/dev/null || break; sleep 0.1; done
+for i in {1..300}; do kill -0 "$D" 2>/dev/null || break; sleep 0.1; done
 check "the watchdog ends the daemon" bash -c "! kill -0 $D 2>/dev/null"
 check "the other customer serves" [ "$(ask 1 who)" = 47201 ]
 kill -CONT "$FAR"
 check "when the server is back, so is the customer" serves 2
 check "by a new daemon" [ "$(daemon_of 2)" != "$D" ]
 rm vassals/u2.ini
-for i in {1..200}; do [ -z "$(daemon_of 2)" ] && break; sleep 0.1; done
+for i in {1..300}; do [ -z "$(daemon_of 2)" ] && break; sleep 0.1; done
 equal "it goes" "$(daemon_of 2)" ""
 check "and the server's mount with it" unmount /ns/far
 ini 2 /precise ""
@@ -177,7 +177,7 @@ for ((n = 1; n <= MOST; n++)); do flock -n "/ns/cow/u$n" true && free=$((free + 
 equal "every branch is free" $free $MOST
 kill -INT "$EMPEROR"
 wait "$EMPEROR" 2>/dev/null
-for i in {1..100}; do pgrep -x uwsgi >/dev/null || break; sleep 0.1; done
+for i in {1..300}; do pgrep -x uwsgi >/dev/null || break; sleep 0.1; done
 equal "no process is left" "$(pgrep -ax uwsgi)" ""
 awk '{ print $5, $NF }' /proc/self/mountinfo | sort >mounts.after
 same "no mount is left" mounts.before mounts.after

@@ -1,6 +1,6 @@
 #!/bin/bash
 # /etc/fstab and mount(8): every form of a line, through mount.fuse3 and through mount.cowfs, comes up once, shows what it is, and goes.
-# timeout: 180
+# timeout: 360
 . "$(dirname "$0")/../lib.sh"
 . "$TEST_DIR/programs/cache.bash"
 need mount.fuse3=fuse3 findmnt=util-linux
@@ -16,7 +16,7 @@ mount --bind .test/fstab /etc/fstab
 
 running() { pgrep -x cowfs | sort | tr '\n' ' '; }
 mounts_on() { awk -v dir="${1// /\\\\040}" '$5 == dir { n++ } END { print n + 0 }' /proc/self/mountinfo; }
-gone() { local i; for i in {1..100}; do [ -z "$(running)" ] && return; sleep 0.05; done; running; return 1; }
+all_gone() { local i; for i in {1..600}; do [ -z "$(running)" ] && return; sleep 0.05; done; running; return 1; }
 
 mkdir low up up.work mnt 'a low' 'an up' 'a mnt'
 echo lower >low/f
@@ -45,7 +45,7 @@ round() {
 	check "$name: it is writable" touch "$dir/x"
 	equal "$name: the same daemon" "$(running)" "$pids"
 	check "$name: umount" timeout 20 umount "$dir"
-	check "$name: the daemon goes" gone
+	check "$name: the daemon goes" all_gone
 	rm -rf up/* up/.cowfs an\ up/*
 	mkdir -p up.work
 }
@@ -86,7 +86,7 @@ refuse "a long source: mount -a again" 'mounted on .* already' timeout 20 mount 
 equal "a long source: it is mounted once" "$(mounts_on "$M") $(running | wc -w)" "1 1"
 check "a long source: it is cut" [ "$(findmnt -n -o SOURCE "$M" | wc -c)" -le 201 ]
 check "a long source: umount" timeout 20 umount "$M"
-check "a long source: the daemon goes" gone
+check "a long source: the daemon goes" all_gone
 
 # umount, and at once mount: each comes up, and has what the one before left.
 echo "$T/low=RO:$T/up=RW $M fuse.cowfs cow,allow_other 0 0" >.test/fstab
@@ -97,7 +97,7 @@ again() {
 	[ "$(tail -n 1 "$M/again") $(wc -l <"$M/again")" = "10 10" ] && umount "$M"
 }
 check "umount and at once mount, ten times" timeout 60 bash -c "$(declare -f again); M=$M again"
-check "the daemons go" gone
+check "the daemons go" all_gone
 equal "nothing is mounted" "$(mounts_on "$M")" 0
 
 # One line that fails keeps no other from coming up, and says what is wrong.
@@ -109,7 +109,7 @@ timeout 20 mount -a >said 2>&1
 check "mount -a with a line that fails: it is named" grep -q 'nowhere.*does not exist' said
 equal "mount -a with a line that fails: the other one is mounted" "$(mounts_on "$M") $(mounts_on "$T/a mnt")" "1 0"
 check "umount" timeout 20 umount "$M"
-check "the daemon goes" gone
+check "the daemon goes" all_gone
 rm -f up/again
 
 # ---- flags that mount(8) hands to mount.cowfs --------------------------------------------------------------------------
@@ -120,7 +120,7 @@ for flags in -s -n -v "-s -n -v"; do
 	check "mount $flags" timeout 20 mount $flags -t cowfs -o cow,allow_other "$B" "$M"
 	equal "mount $flags: it is there" "$(cat mnt/f)" lower
 	check "mount $flags: umount" timeout 20 umount "$M"
-	check "mount $flags: the daemon goes" gone
+	check "mount $flags: the daemon goes" all_gone
 done
 check "mount -f mounts nothing" timeout 20 mount -f -t cowfs -o cow,allow_other "$B" "$M"
 equal "mount -f mounted nothing" "$(mounts_on "$M") $(running)" "0 "
@@ -134,12 +134,12 @@ refuse "a missing branch, fuse.cowfs" 'nowhere.*does not exist' timeout 20 mount
 refuse "a missing mountpoint" 'does not exist' timeout 20 mount -t cowfs "$B" "$T/no/where"
 refuse "a mount twice on one upper" 'up.* in use' timeout 20 sh -c 'mount -t cowfs "$1" "$2" && mount -t cowfs "$1" "$3"' sh "$B" "$M" "$T/a mnt"
 check "umount" timeout 20 umount "$M"
-check "the daemon goes" gone
+check "the daemon goes" all_gone
 
 # -N: the union appears in the other namespace, made of what lies there, and nowhere else.
 unshare -m sleep 60 &
 N=$!
-for i in {1..50}; do [ "$(readlink "/proc/$N/ns/mnt")" != "$(readlink /proc/self/ns/mnt)" ] && break; sleep 0.05; done
+for i in {1..600}; do [ "$(readlink "/proc/$N/ns/mnt")" != "$(readlink /proc/self/ns/mnt)" ] && break; sleep 0.05; done
 nsenter -t $N -m mount -t tmpfs none "$T/low"
 nsenter -t $N -m sh -c "echo other >$T/low/f"
 check "mount -N" timeout 20 mount -N $N -t cowfs -o allow_other "$B" "$M"
@@ -148,7 +148,7 @@ equal "mount -N: it is not here" "$(mounts_on "$M")" 0
 check "mount -N: remount" timeout 20 mount -N $N -t cowfs -o remount,ro "$B" "$M"
 refuse "mount -N: read-only" 'read-only file system' nsenter -t $N -m touch "$M/x"
 check "mount -N: umount" timeout 20 umount -N $N "$M"
-check "mount -N: the daemon goes" gone
+check "mount -N: the daemon goes" all_gone
 refuse "-N and nothing there" '/proc/nobody.*(-N)' timeout 20 /usr/sbin/mount.cowfs "$B" "$M" -N /proc/nobody/ns/mnt -o rw
 refuse "-N and something else" 'null.*(-N)' timeout 20 /usr/sbin/mount.cowfs "$B" "$M" -N /dev/null -o rw
 kill -KILL $N
@@ -165,16 +165,16 @@ for how in drop_privileges,allow_other drop_privileges,allow_other,default_permi
 	equal "$how: reads" "$(as_user cat "$M/f")" lower
 	refuse "$how: permissions are checked" 'permission denied' as_user cat "$M/secret"
 	check "$how: umount" timeout 20 umount "$M"
-	check "$how: the daemon goes" gone
+	check "$how: the daemon goes" all_gone
 done
 refuse "nobody would check permissions" "'noacl' on a mounted /dev/fuse" timeout 20 mount -t fuse.cowfs -o drop_privileges,allow_other,noacl "$T/low=RO" "$M"
 umount -l "$M" 2>/dev/null
-check "and the daemon does not stay" gone
+check "and the daemon does not stay" all_gone
 check "setuid=: the daemon is that user's" timeout 20 mount -t fuse.cowfs -o "setuid=$TEST_USER,drop_privileges,allow_other" "$B" "$M"
 equal "setuid=: it is" "$(stat -c %u "/proc/$(running | tr -d ' ')")" $TEST_UID
 equal "setuid=: reads and writes" "$(as_user sh -c "cat $M/f && echo mine >$M/mine && cat up/mine")" $'lower\nmine'
 check "setuid=: umount" timeout 20 umount "$M"
-check "setuid=: the daemon goes" gone
+check "setuid=: the daemon goes" all_gone
 
 # ---- the examples ------------------------------------------------------------------------------------------------------
 
@@ -193,7 +193,7 @@ while IFS= read -r line; do
 	check "example $number: $line" timeout 20 chroot root mount "$where"
 	equal "example $number: it is a union" "$(cat "root$where/f" && findmnt -n -o FSTYPE "$T/root$where")" $'lower\nfuse.cowfs'
 	check "example $number: umount" timeout 20 chroot root umount "$where"
-	check "example $number: the daemon goes" gone
+	check "example $number: the daemon goes" all_gone
 done <"$EXAMPLES/fstab"
 check "there are examples" [ $number -ge 6 ]
 equal "the lower is as it was" "$(cat low/f low/secret)" $'lower\nsecret'

@@ -10,16 +10,6 @@ own_network() {
 	OWN_NETWORK=yes COWFS_TEST_INSIDE=$T exec unshare -n bash "$TEST_SCRIPT"
 }
 
-# until_true SECONDS COMMAND...: asks again and again until it succeeds.
-until_true() {
-	local end=$(($(date +%s%N) + $1 * 1000000000))
-	shift
-	while ! "$@" >/dev/null 2>&1; do
-		[ "$(date +%s%N)" -lt $end ] || return 1
-		sleep 0.1
-	done
-}
-
 volume() { timeout 60 gluster --mode=script volume "$@"; }
 
 # gluster_up: glusterd runs, the volume is started; its bricks are $T/brick1 to 3.

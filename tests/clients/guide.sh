@@ -1,6 +1,6 @@
 #!/bin/bash
 # Every command of GUIDE.md is run, block by block, in a root of the test's own.
-# timeout: 240
+# timeout: 480
 . "$(dirname "$0")/../lib.sh"
 . "$TEST_DIR/programs/cache.bash"
 . "$TEST_DIR/clients/hosting.bash"
@@ -80,7 +80,7 @@ check "a container's root is a union" grep -q '^[^ ]* / fuse.cowfs ' guide.log
 equal "podman's list of changes" "$(grep -E '^[ACD] /srv' guide.log | sort | tr '\n' ' ')" "A /srv/shop C /srv D /srv/app.py "
 equal "the image of what it changed" "$(grep -cx sold guide.log)" 1
 check "overlayfs reads what cowfs wrote" grep -qx by-cowfs guide.log
-check "no process is left" bash -c 'for i in {1..50}; do [ -z "$(pgrep -x uwsgi)" ] && exit 0; sleep 0.1; done; pgrep -ax uwsgi; exit 1'
+check "no process is left" bash -c 'for i in {1..300}; do [ -z "$(pgrep -x uwsgi)" ] && exit 0; sleep 0.1; done; pgrep -ax uwsgi; exit 1'
 check "no union is left" bash -c '! grep -E " (/srv|/ufs).*fuse.cowfs" /proc/self/mountinfo'
-check "no daemon is left" bash -c 'for i in {1..50}; do [ -z "$(pgrep -x cowfs)" ] && exit 0; sleep 0.1; done; pgrep -ax cowfs; exit 1'
+check "no daemon is left" bash -c 'for i in {1..300}; do [ -z "$(pgrep -x cowfs)" ] && exit 0; sleep 0.1; done; pgrep -ax cowfs; exit 1'
 finish

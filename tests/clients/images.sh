@@ -1,7 +1,7 @@
 #!/bin/bash
 # Images as the lower: a zip by fuse-zip, squashfs and erofs by loop mounts. Written to through the union; the image is what it
 # was, to the last byte, and free again when the union has gone.
-# timeout: 180
+# timeout: 360
 . "$(dirname "$0")/../lib.sh"
 . "$TEST_DIR/programs/cache.bash"
 . "$TEST_DIR/clients/work.bash"
@@ -45,7 +45,7 @@ check "a union on it" union -o cow,allow_other zip=RO:upper-dead=RW ufs
 check "is written to" work ufs
 check "unmounts" unmount ufs
 umount zip
-for i in {1..50}; do pgrep -x fuse-zip >/dev/null || break; sleep 0.1; done
+for i in {1..300}; do pgrep -x fuse-zip >/dev/null || break; sleep 0.1; done
 check "the zip is what it was, to the last byte" sha256sum -c --quiet image.zip.sum
 
 # A user's zip, by whom root is kept out: that is said, and nothing looks deleted.

@@ -1,7 +1,7 @@
 #!/bin/bash
 # uWSGI's Legion of three nodes on one upper: the lord holds the union, by the hooks of GUIDE.md. Hand-over at a clean stop, kill -9
 # of the lord with and without its daemon, a lord that hangs, no quorum: never two daemons, no line lost that was synced.
-# timeout: 180
+# timeout: 400
 . "$(dirname "$0")/../lib.sh"
 . "$TEST_DIR/programs/cache.bash"
 need uwsgi=uwsgi-core ip=iproute2
@@ -18,7 +18,7 @@ equal "the guide has the hooks" "$(grep -c '^legion-\(lord\|unlord\|setup\|death
 unshare -n sleep 1000 &
 NET=$!
 disown $NET
-for i in {1..50}; do [ "$(readlink "/proc/$NET/ns/net")" != "$(readlink /proc/self/ns/net)" ] && break; sleep 0.05; done
+for i in {1..600}; do [ "$(readlink "/proc/$NET/ns/net")" != "$(readlink /proc/self/ns/net)" ] && break; sleep 0.05; done
 nsenter -t $NET -n ip link set lo up
 
 # As a program that serves does it: opens the log, appends a line, syncs it, and only then says so.
@@ -110,15 +110,15 @@ for pid in filter(str.isdigit, os.listdir("/proc")):
 P
 }
 lines_of() { stat -c %s "acked.$1" 2>/dev/null || echo 0; }
-# lord NAME NODE: within 20 s this node's writer is told that lines are safe.
+# lord NAME NODE: this node's writer is told that lines are safe.
 lord() {
 	local name=$1 node=$2 had began=$(date +%s%N) i
 	had=$(lines_of "$node")
-	for i in {1..200}; do
+	for i in {1..600}; do
 		[ "$(lines_of "$node")" -gt "$had" ] && break
 		sleep 0.1
 	done
-	if [ "$i" -lt 200 ]; then pass "$name"; echo "# after $((($(date +%s%N) - began) / 1000000)) ms"; else
+	if [ "$i" -lt 600 ]; then pass "$name"; echo "# after $((($(date +%s%N) - began) / 1000000)) ms"; else
 		fail "$name: node $node does not serve"
 		tail -n 5 node.?
 		ps -eo pid,ppid,args | grep '[c]owfs'
@@ -128,8 +128,6 @@ lord() {
 # quiet NODE: whether its writer is told of nothing for a second.
 quiet() { local had; had=$(lines_of "$1"); sleep 1; [ "$(lines_of "$1")" = "$had" ]; }
 waiting() { local all; all=$(pgrep -x cowfs | wc -l); [ "$all" -gt 1 ]; }
-until_true() { local i; for i in {1..150}; do "$@" && return; sleep 0.1; done; return 1; }
-not() { ! "$@"; }
 
 /usr/bin/python3 watcher.py >watched 9>&- &
 WATCHER=$!
@@ -152,7 +150,7 @@ lord "handed back" 3
 
 # The legion's member dies, and its daemon lives on and keeps the upper.
 kill -KILL $(pgrep -f "uwsgi .*ini\.3( |$)")
-check "kill -9 of the lord without its daemon: the next one waits" until_true waiting
+check "kill -9 of the lord without its daemon: the next one waits" until_true 60 waiting
 lord "the daemon goes on serving" 3
 check "and the next one does not serve meanwhile" quiet 2
 kill -KILL $(server)
@@ -164,11 +162,11 @@ if long "a lord that hangs, and no quorum"; then
 	lord "handed back" 3
 	# The others think that it is dead. It is not, and comes back: whoever waited in its place gives up.
 	stopped=$(pgrep -f "uwsgi .*ini\.3( |$)")
-	kill -STOP $stopped
-	check "a lord that hangs: the next one waits" until_true waiting
+	stop $stopped
+	check "a lord that hangs: the next one waits" until_true 60 waiting
 	check "and does not serve" quiet 2
 	kill -CONT $stopped
-	check "it comes back: nobody waits any more" until_true not waiting
+	check "it comes back: nobody waits any more" until_true 60 not waiting
 	lord "it serves as before" 3
 	power_off 2
 	power_off 3

@@ -102,7 +102,7 @@ if long "cargo install of the crate"; then
 	mkdir -p ns/l ns/u && echo lower >ns/l/f
 	equal "it works, from a root without libraries" \
 		"$(crate-root/bin/cowfs -o "cow,chroot=$T/ns" /l=RO:/u=RW m && echo more >>m/f && mv m/f m/g && cat m/g ns/u/g && umount m)" $'lower\nmore\nlower\nmore'
-	for i in {1..50}; do pgrep -f "cowfs.*$T/ns" >/dev/null || break; sleep 0.1; done
+	for i in {1..300}; do pgrep -f "cowfs.*$T/ns" >/dev/null || break; sleep 0.1; done
 	equal "and ends" "$(pgrep -af "cowfs.*chroot=$T/ns")" ""
 fi
 finish

@@ -153,8 +153,7 @@ scenarios() {
 
 	# In the background, twice the same, killed.
 	check "$who: in the background" podman_ run -d --name busy base sh -c 'i=0; while true; do i=$((i+1)); echo $i >/data/n.$((i % 7)); done'
-	sleep 0.5
-	check "$who: exec" podman_ exec busy sh -c 'ls /data/n.1 && rm /data/gone'
+	check "$who: exec" podman_ exec busy sh -c 'until ls /data/n.1; do sleep 0.1; done && rm /data/gone'
 	check "$who: killed under load" podman_ rm -f -t 0 busy
 
 	lowers_digest "$base" >"lowers.$who.after"

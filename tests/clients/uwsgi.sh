@@ -6,7 +6,7 @@
 . "$TEST_DIR/clients/hosting.bash"
 PORTS=([1]=47191 [2]=47192)
 # What the recipe may need to serve again, in tenths of a second.
-PATIENCE=200
+PATIENCE=600
 
 digest() {
 	(cd "$1" && find . -printf '%y %m %U:%G %s %n %i %T@ %C@ %l %p\n' | sort -k 10
@@ -128,7 +128,7 @@ equal "copied-up parents keep owner and mode" "$(stat -c '%u %a' /ns/cow/u1/srv)
 # ---- the daemon dies ----
 began=$(date +%s%N)
 kill -KILL "$first"
-check "the daemon is gone" bash -c 'for i in {1..50}; do kill -0 '"$first"' 2>/dev/null || exit 0; sleep 0.1; done; exit 1'
+check "the daemon is gone" bash -c 'for i in {1..300}; do kill -0 '"$first"' 2>/dev/null || exit 0; sleep 0.1; done; exit 1'
 for ((i = 0; i < PATIENCE; i++)); do
 	[ -n "$(daemon_of 1)" ] && [ "$(daemon_of 1)" != "$first" ] && break
 	sleep 0.1
@@ -158,7 +158,7 @@ same_answer "with its data and its deletions" 1 "sorted(os.listdir('/srv/data'))
 # ---- a union that cannot be mounted ----
 mv /ns/cow/u2 /ns/cow/away
 kill -KILL "$(daemon_of 2)"
-for i in {1..100}; do grep -q "cow/u2.*\(No such\|not\)" emperor.log && break; sleep 0.1; done
+for i in {1..300}; do grep -q "cow/u2.*\(No such\|not\)" emperor.log && break; sleep 0.1; done
 check "a missing branch is named in the Emperor's log" grep -q "cow/u2" emperor.log
 same_answer "and the other customer serves on" 1 "40 + 2" 42
 mv /ns/cow/away /ns/cow/u2
@@ -169,7 +169,7 @@ same_answer "with its data again" 2 "read('/srv/data/new')" '"of two"'
 kill -INT "$EMPEROR"
 for ((i = 0; i < PATIENCE; i++)); do kill -0 "$EMPEROR" 2>/dev/null || break; sleep 0.1; done
 wait "$EMPEROR" 2>/dev/null
-for i in {1..50}; do [ -z "$(pgrep -f '[/]cow/u'; pgrep -x uwsgi)" ] && break; sleep 0.1; done
+for i in {1..300}; do [ -z "$(pgrep -f '[/]cow/u'; pgrep -x uwsgi)" ] && break; sleep 0.1; done
 equal "no process is left" "$(pgrep -af '[/]cow/u'; pgrep -ax uwsgi)" ""
 check "no daemon is left" no_daemon_left
 awk '{ print $5, $NF }' /proc/self/mountinfo | sort >mounts.after

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Every name a lower has can be deleted, made again and renamed away, in every format, also one too long for its mark; and
 # names that are marks can be neither seen nor made through the mount.
-# timeout: 200
+# timeout: 400
 . "$(dirname "$0")/../lib.sh"
 . "$TEST_DIR/formats/peers.bash"
 need getfattr=attr unionfs-fuse=unionfs-fuse fuse-overlayfs=fuse-overlayfs

@@ -214,7 +214,7 @@ random_part() {
 # settle_daemons: waits until the peers' daemons of this test have ended (they may still hold the upper after umount).
 settle_daemons() {
 	local i
-	for i in {1..100}; do
+	for i in {1..600}; do
 		pgrep -x unionfs-fuse >/dev/null || pgrep -x fuse-overlayfs >/dev/null || break
 		sleep 0.05
 	done

@@ -100,6 +100,45 @@ check "marks beside an entry of their own branch" union -o cow,allow_other middl
 equal "nor beside it" "$(ls -A mnt)" x
 unmount mnt
 
+# A branch that is opaque as a whole: nothing below it shows, as with fuse-overlayfs. In a branch that is not declared so, the file
+# is a file; and the kernel makes nothing of the attribute on a root.
+fresh opaque
+mkdir over middle work2 upper2 lower/dir middle/dir
+touch over/over middle/{new,dir/new} lower/{old,dir/old}
+ln -s /nowhere lower/link
+# shows NAME NAMES MOUNT-ARGUMENT...
+shows() {
+	local name=$1 wanted=$2 round of_lower
+	shift 2
+	of_lower=$(for n in dir/old link old; do [[ " $wanted" != *" $n "* ]] || echo $n; done)
+	for round in "" ", after a remount"; do
+		check "$name: mounts$round" union "$@" mnt || return
+		equal "$name: asked for by name$round" "$(cd mnt && ls -d dir/old link old 2>/dev/null)" "$of_lower"
+		equal "$name: listed$round" "$(names | tr '\n' ' ')" "$wanted"
+		unmount mnt
+		no_daemon_left
+	done
+}
+ALL="dir dir/new dir/old link new old "
+setfattr -n trusted.overlay.opaque -v y middle
+shows "an attribute on a root" "$ALL" middle=RO+wh:lower=RO:upper=RW
+shows "an attribute on a root, lowerdir=" "$ALL" -o lowerdir=middle:lower
+touch middle/.wh..wh..opq
+shows "not declared" "$ALL" middle=RO:lower=RO:upper=RW
+shows "declared" "dir dir/new new " middle=RO+wh:lower=RO:upper=RW
+shows "lowerdir=" "dir dir/new new " -o lowerdir=middle:lower
+shows "lowerdir=, in between" "dir dir/new new over " -o lowerdir=over:middle:lower,upperdir=upper,workdir=work
+check "what it hides is made anew" union -o lowerdir=over:middle:lower,upperdir=upper,workdir=work mnt
+check "it can be" sh -c 'echo made >mnt/old && rm -r mnt/dir && mkdir mnt/dir && rm mnt/new'
+unmount mnt
+no_daemon_left
+shows "what was made" "dir old over " -o lowerdir=over:middle:lower,upperdir=upper,workdir=work
+touch upper2/.wh..wh..opq upper2/mine
+shows "an upper" "mine " -o whiteout=oci,lowerdir=over:middle:lower,upperdir=upper2,workdir=work2
+check "fuse-overlayfs mounts" fuse-overlayfs -o lowerdir=over:middle:lower mnt 2>/dev/null
+equal "and shows the same" "$(names | tr '\n' ' ')" "dir dir/new new over "
+unmount mnt
+
 # Whole trees that the programs themselves have written, mounted as read-only branches.
 LIST=
 for peer in kernel unionfs-fuse fuse-overlayfs fuse-overlayfs-wh; do

@@ -1,7 +1,7 @@
 #!/bin/bash
 # In a user namespace marks are user.overlay.* attributes: what the kernel's overlayfs writes there (userxattr) cowfs reads,
 # and the reverse; outside, where anyone could have set them, they are no marks.
-# timeout: 200
+# timeout: 400
 . "$(dirname "$0")/../lib.sh"
 . "$TEST_DIR/formats/peers.bash"
 need getfattr=attr
@@ -10,7 +10,7 @@ check "a user, and /dev/fuse for all" make_user || finish
 # A user namespace with 65536 ids that are none of the host's, and a mount namespace of its own.
 unshare -Um sleep 1000 9>&- &
 SPACE=$!
-for i in {1..50}; do [ "$(readlink "/proc/$SPACE/ns/user")" != "$(readlink /proc/self/ns/user)" ] && break; sleep 0.1; done
+for i in {1..300}; do [ "$(readlink "/proc/$SPACE/ns/user")" != "$(readlink /proc/self/ns/user)" ] && break; sleep 0.1; done
 echo "0 300000 65536" >"/proc/$SPACE/uid_map" && echo "0 300000 65536" >"/proc/$SPACE/gid_map"
 chmod 755 "$T"
 cat >inner <<'INNER'
@@ -18,7 +18,7 @@ cd "$T/$1" || exit 1
 peer() { mount -t overlay none -o "lowerdir=lower,upperdir=upper,workdir=work,userxattr" mnt; }
 cowfs() { timeout 20 "$COWFS" -o "cow,allow_other${1:+,$1}" upper=RW:lower=RO mnt; }
 list() { timeout 60 /usr/bin/python3 "$TREE" list mnt "$@"; }
-end() { umount mnt && for i in 1 2 3 4 5 6 7 8 9 10; do pgrep -x cowfs >/dev/null || break; sleep 0.1; done; }
+end() { umount mnt && for i in {1..300}; do pgrep -x cowfs >/dev/null || break; sleep 0.1; done; }
 eval "$2"
 INNER
 # within DIR COMMANDS: in the namespaces, as their root.

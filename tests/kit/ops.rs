@@ -32,6 +32,8 @@ pub enum Op {
     SetXattr(P, &'static str, P),
     RemoveXattr(P, &'static str),
     Stat(P),
+    /// How many names and bytes stat shows of a file.
+    Counts(P),
     List(P),
     Fallocate(P, u32, u64, u64),
 }
@@ -61,6 +63,7 @@ impl Op {
             Self::SetXattr(path, name, value) => fs.setxattr(path, name, value),
             Self::RemoveXattr(path, name) => fs.removexattr(path, name),
             Self::Stat(path) => return fs.stat(path).map(|stat| format!("{:o}", stat.mode)),
+            Self::Counts(path) => return fs.stat(path).map(|stat| format!("{} {}", stat.nlink, stat.size)),
             Self::List(path) => {
                 fs.list(path)?;
                 return Ok(fs.names(path).join(" "));
@@ -106,6 +109,7 @@ impl std::fmt::Debug for Op {
             Self::SetXattr(p, n, v) => write!(f, "setxattr {} {n}={}", show(p), show(v)),
             Self::RemoveXattr(p, n) => write!(f, "removexattr {} {n}", show(p)),
             Self::Stat(p) => write!(f, "stat {}", show(p)),
+            Self::Counts(p) => write!(f, "count {}", show(p)),
             Self::List(p) => write!(f, "list {}", show(p)),
             Self::Fallocate(p, m, o, n) => write!(f, "fallocate {} mode {m} {o}+{n}", show(p)),
         }

@@ -1,6 +1,6 @@
 #!/bin/bash
 # The daemon in a customer's namespaces: as process 1, as a child of process 1, and when the union becomes the root.
-# timeout: 180
+# timeout: 360
 . "$(dirname "$0")/../lib.sh"
 
 command -v busybox >/dev/null || { fail "busybox is missing: apt-get install busybox"; finish; }
@@ -16,19 +16,14 @@ chmod 1777 ns/lower/tmp
 tree ns/lower exact | sed -E "s/ a-?[0-9]+( |$)/\1/" >lower.before
 
 # As process 1 of its own pid namespace it must not go into the background: its end would end everything there.
-timeout -k 2 20 unshare -mpf --mount-proc --propagation private "$COWFS" "$T/ns/lower=RO:$T/ns/cow/u1=RW" "$T/ufs" &
+timeout -k 2 90 unshare -mpf --mount-proc --propagation private "$COWFS" "$T/ns/lower=RO:$T/ns/cow/u1=RW" "$T/ufs" &
 W=$!
-D=
-for i in {1..100}; do
-	D=$(daemons | head -n 1)
-	[ -n "$D" ] && grep -q " $T/ufs .* fuse.cowfs " "/proc/$D/mountinfo" && break
-	sleep 0.02
-done
+# Its own root shows no mounts.
+until_true 30 eval 'D=$(daemons | head -n 1) && nsenter -t "$D" -m -p grep -q " $T/ufs .* fuse.cowfs " /proc/self/mountinfo'
 equal "as process 1: it is" "$(awk '/NSpid/ { print $NF }' "/proc/$D/status")" 1
-equal "as process 1: answers" "$(timeout 5 nsenter -t "$D" -m -p cat "$T/ufs/etc/file")" lower
+equal "as process 1: answers" "$(timeout 30 nsenter -t "$D" -m -p cat "$T/ufs/etc/file")" lower
 nsenter -t "$D" -p --mount -- sh -c 'sleep 0.1 & exit' # an orphan that process 1 inherits
-sleep 0.3
-equal "as process 1: no zombies" "$(ps -o stat= --ppid "$D" | grep -c Z)" 0
+check "as process 1: no zombies" until_true 30 eval '[ -z "$(ps -o stat= --ppid "$D")" ]'
 kill "$D"
 wait $W
 equal "as process 1: SIGTERM ends it with status" $? 0
@@ -60,7 +55,7 @@ pivot() {
 	shift 2
 	(
 		cd "$root" 2>/dev/null || cd "$T" || exit
-		env -i PATH="$PATH" MOUNT="$*" timeout -k 2 40 \
+		env -i PATH="$PATH" MOUNT="$*" timeout -k 2 120 \
 			unshare -mpf --mount-proc --propagation private --kill-child=KILL bash "$T/customer.sh"
 	) >customer.out 2>&1 </dev/null
 	equal "$name" "$(cat customer.out)" end
@@ -88,8 +83,8 @@ data = f'fd={fd},rootmode=40000,user_id=0,group_id=0,default_permissions'
 assert libc.mount(b'given', sys.argv[2].encode(), b'fuse.given', 0, data.encode()) == 0, os.strerror(ctypes.get_errno())
 sys.exit(subprocess.run([sys.argv[1], *sys.argv[3:], f'/dev/fd/{fd}'], pass_fds=[fd]).returncode)
 PY
-check "/dev/fd/N: starts" timeout 10 /usr/bin/python3 given.py "$COWFS" "$T/ufs" ns/lower=RO:ns/cow/u1=RW
-equal "/dev/fd/N: answers" "$(timeout 5 cat ufs/etc/file)" upper
+check "/dev/fd/N: starts" timeout 60 /usr/bin/python3 given.py "$COWFS" "$T/ufs" ns/lower=RO:ns/cow/u1=RW
+equal "/dev/fd/N: answers" "$(timeout 30 cat ufs/etc/file)" upper
 check "/dev/fd/N: unmounts" unmount "$T/ufs"
 check "/dev/fd/N: ends" no_daemon_left
 
@@ -98,7 +93,8 @@ if command -v strace >/dev/null; then
 	union -o cow ns/lower=RO:ns/cow/u1=RW "$T/ufs"
 	strace -f -qq -o trace -p "$(daemons)" &
 	S=$!
-	sleep 0.7
+	D=$(daemons)
+	until_true 30 eval '! grep -hx "TracerPid:	0" /proc/$D/task/*/status'
 	for i in 1 2 3; do
 		ls -lR ufs >/dev/null
 		cp ufs/bin/busybox "ufs/copy$i" && mv "ufs/copy$i" "ufs/moved$i" && rm "ufs/moved$i"

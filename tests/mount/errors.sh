@@ -1,6 +1,6 @@
 #!/bin/bash
 # Bad input: one line on stderr that quotes the offender, status 1 (2 for a wrong command line), and nothing changed anywhere.
-# timeout: 120
+# timeout: 240
 . "$(dirname "$0")/../lib.sh"
 
 mkdir -p area/{low,low2/inner,up/inner,up2,mnt,ns/low,ro,other} && cd area

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Branches that fail: a name that cannot be looked up is listed all the same, as on its own filesystem; data that cannot be
 # read or stored (EIO, EDQUOT) leave the old content, or the whole new one, and a retry works. In every format, after a remount too.
-# timeout: 120
+# timeout: 240
 . "$(dirname "$0")/../lib.sh"
 
 mkdir ufs

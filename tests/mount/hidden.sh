@@ -1,6 +1,6 @@
 #!/bin/bash
 # Marks, stage and index can be neither seen nor made through the mount, by root neither, in any format; the upper keeps its own.
-# timeout: 120
+# timeout: 240
 . "$(dirname "$0")/../lib.sh"
 
 # Tries everything on $1 (a union with a deleted name, an opaque directory, copies); $2 is its upper.

@@ -1,7 +1,7 @@
 #!/bin/bash
 # An image of 500 layers, the most that podman makes, named relative to the working directory, on a machine that allows 1024 open
 # files: it mounts, shows the sum, is changed, and has descriptors left for many open files and deep trees.
-# timeout: 120
+# timeout: 240
 . "$(dirname "$0")/../lib.sh"
 LAYERS=500
 

@@ -1,7 +1,7 @@
 #!/bin/bash
 # A change of attributes, names or links copies no data of a lower file (`metacopy`): whole trees, on a mount, by real
 # programs; read and written on by the kernel's overlayfs, both ways; passed and cached files; off where nobody could read it.
-# timeout: 180
+# timeout: 360
 . "$(dirname "$0")/../lib.sh"
 . "$TEST_DIR/programs/cache.bash"
 need getfattr=attr setcap=libcap2-bin

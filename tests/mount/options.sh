@@ -1,6 +1,6 @@
 #!/bin/bash
 # What fuse-overlayfs's options noacl, fsync, volatile and its whole list mean: who may read, what is synced and when.
-# timeout: 120
+# timeout: 240
 . "$(dirname "$0")/../lib.sh"
 
 mkdir lower upper ufs work
@@ -31,7 +31,7 @@ traced() {
 	rm -rf upper work && mkdir upper work
 	echo lower >lower/log
 	strace -f -qq -o calls -e trace=fsync,fdatasync,syncfs,sync_file_range,linkat,renameat2 "$COWFS" -f -o "lowerdir=lower,upperdir=upper,workdir=work,$1" ufs 9>&- &
-	for i in {1..100}; do is_mounted ufs && break; sleep 0.1; done
+	for i in {1..300}; do is_mounted ufs && break; sleep 0.1; done
 	/usr/bin/python3 - <<'P' || fail "$1: written and synced"
 import os
 file = os.open("ufs/log", os.O_RDWR | os.O_APPEND)

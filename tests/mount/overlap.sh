@@ -1,6 +1,6 @@
 #!/bin/bash
 # Branches, upper and mountpoint inside each other: the inner directory shows empty, and nothing recurses.
-# timeout: 180
+# timeout: 360
 . "$(dirname "$0")/../lib.sh"
 
 # The walk ends, and meets no path longer than any there is.

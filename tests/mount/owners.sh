@@ -1,7 +1,7 @@
 #!/bin/bash
 # Whose the files are: uidmapping, gidmapping, squash_to_*, in what is shown, stored, permitted, and in ACLs and capabilities; and
 # fuse-overlayfs's other options that change what is seen: static_nlink, timeout, threaded.
-# timeout: 120
+# timeout: 240
 . "$(dirname "$0")/../lib.sh"
 
 mkdir -p lower/dir/sub upper ufs
@@ -59,7 +59,7 @@ equal "and stored for root" "$(getcap -n upper/capable)" "upper/capable cap_net_
 # A container: root of a namespace that begins at 100000.
 unshare -U sleep 60 &
 inside=$!
-for i in {1..50}; do [ "$(readlink "/proc/$inside/ns/user")" != "$(readlink /proc/self/ns/user)" ] && break; sleep 0.1; done
+for i in {1..300}; do [ "$(readlink "/proc/$inside/ns/user")" != "$(readlink /proc/self/ns/user)" ] && break; sleep 0.1; done
 echo 0 100000 65536 >"/proc/$inside/uid_map" && echo 0 200000 10 >"/proc/$inside/gid_map"
 equal "its root is root" "$(nsenter -t "$inside" -U -S 0 -G 0 -- \
 	sh -c 'stat -c %u:%g ufs/root ufs/five; touch ufs/dir/contained && chown 3:4 ufs/dir/contained && stat -c %u:%g ufs/dir/contained' 2>&1 | tr '\n' ' ')" "0:0 5:6 3:4 "

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Death with process 1 of a pid namespace, under load: daemon and callers are all gone at once, none hangs, and the next
 # union on the same upper shows each file whole. By root, pivoted with and without chroot=, and by a user in his namespaces.
-# timeout: 240
+# timeout: 480
 . "$(dirname "$0")/../lib.sh"
 command -v busybox >/dev/null || { fail "busybox is needed"; finish; }
 check "a user is made" make_user
@@ -69,14 +69,14 @@ death() {
 	shift 3
 	env -i PATH="$PATH" T="$PWD" M="$PWD/ufs" MOUNT="$mount" PIVOT="$pivot" "$@" >"$T/first.out" 2>&1 &
 	first=$!
-	for i in {1..100}; do [ -e upper/tmp/started ] && break; sleep 0.1; done
+	for i in {1..300}; do [ -e upper/tmp/started ] && break; sleep 0.1; done
 	check "$name: works" test -e upper/tmp/started || cat "$T/first.out"
 	sleep "0.$((RANDOM % 8 + 2))"
 	# The first process in the new namespace, and all below it, the daemon among them.
 	pids=$(descendants "$first" | grep -vx "$first")
 	[ -n "$(daemons)" ] || fail "$name: no daemon"
 	kill -KILL "$(pgrep -P "$first" | head -n 1)"
-	for i in {1..50}; do
+	for i in {1..300}; do
 		[ -n "$(living $pids)" ] || break
 		sleep 0.1
 	done
@@ -103,7 +103,7 @@ mkdir -p root/lower root/upper root/ufs && make_lower root/lower
 cp load.sh root/lower/tmp/load.sh && cp first.sh load.sh root/
 tree root/lower exact | sed -E "s/ a-?[0-9]+( |$)/\1/" >lower.before
 cd root || exit
-AGAIN=(timeout 20)
+AGAIN=(timeout 60)
 NEW=(unshare -mpf --mount-proc --propagation private --kill-child=KILL -- bash "$PWD/first.sh")
 rounds "not pivoted" 2 "$COWFS -o cow,allow_other,suid,dev $PWD/lower=RO:$PWD/upper=RW $PWD/ufs" "" "${NEW[@]}"
 rounds "pivoted" 4 "$COWFS -o cow,allow_other,suid,dev $PWD/lower=RO:$PWD/upper=RW $PWD/ufs" yes "${NEW[@]}"
@@ -115,7 +115,7 @@ same "the lower is untouched" lower.before lower.after
 
 rm -rf root/upper
 mkdir user && mv root/* user/ && mkdir user/upper && chown -R "$TEST_UID:$TEST_UID" user && cd user || exit
-AGAIN=(as_user timeout 20 unshare -Urm)
+AGAIN=(as_user timeout 60 unshare -Urm)
 export -f as_user
 # In a namespace of its own the next union is looked at from there.
 rounds_of_user() {
@@ -123,7 +123,7 @@ rounds_of_user() {
 	for round in 1 2 3 4; do
 		death "a user's $round" "$COWFS -o cow $PWD/lower=RO:$PWD/upper=RW $PWD/ufs" "$1" \
 			setpriv --reuid="$TEST_UID" --regid="$TEST_UID" --clear-groups -- unshare -Urmpf --mount-proc --kill-child=KILL -- bash "$PWD/first.sh"
-		check "a user's $round: the next union shows each file whole" as_user timeout 30 unshare -Urm bash -c "
+		check "a user's $round: the next union shows each file whole" as_user timeout 90 unshare -Urm bash -c "
 			$(declare -f whole)"'
 			"$COWFS" lower=RO:upper=RW ufs && whole ufs lower && umount ufs'
 	done

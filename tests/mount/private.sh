@@ -1,6 +1,6 @@
 #!/bin/bash
 # -o private: on a machine whose mounts are shared, as under systemd, a union stays in the mount namespace that mounts it.
-# timeout: 120
+# timeout: 240
 . "$(dirname "$0")/../lib.sh"
 
 # A machine: shared mounts, and below them what customers' unions are made of.
@@ -17,7 +17,7 @@ seen() { awk -v dir="$2" '$5 == dir { n++ } END { print n + 0 }' "/proc/$1/mount
 spread() { awk -v dir="$2" '$5 == dir { how = $7 ~ /^shared/ ? "shared" : $7 ~ /^master/ ? "slave" : "private" } END { print how }' "/proc/$1/mountinfo"; }
 export -f seen spread
 # customer COMMAND: a shell in a mount namespace of its own, mounts still shared with the machine.
-customer() { timeout -k 2 30 unshare -m --propagation unchanged bash -c "$1"; }
+customer() { timeout -k 2 90 unshare -m --propagation unchanged bash -c "$1"; }
 
 # ---- what it is for ----------------------------------------------------------------------------------------------------
 
@@ -79,7 +79,7 @@ unshare -mpf --propagation unchanged --kill-child=KILL bash -c '
 	cd $H/ufs && pivot_root . .old_root && cd / && exec /bin/busybox sh -c "echo inside >/made; /bin/busybox umount -l /.old_root; /bin/busybox cat /made"'
 echo "$? $(seen self $H/ufs) $(($(wc -l </proc/self/mountinfo) - before)) $(cat $H/ns/cow/1000/made)"
 R
-equal "pivot_root into it, and the old root off: the machine loses no mount" "$(timeout -k 2 30 unshare -m --propagation private bash recipe 2>&1)" $'inside\n0 0 0 inside'
+equal "pivot_root into it, and the old root off: the machine loses no mount" "$(timeout -k 2 90 unshare -m --propagation private bash recipe 2>&1)" $'inside\n0 0 0 inside'
 no_daemon_left
 
 # ---- where it means nothing, or cannot be ------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 #!/bin/bash
 # The lower branches are never changed by one byte, whatever is done through the mount: every way to open, map and change, and chance.
-# timeout: 200
+# timeout: 400
 . "$(dirname "$0")/../lib.sh"
 PYTHON_LIMIT=150
 

@@ -1,6 +1,6 @@
 #!/bin/bash
 # `mount -o remount` changes the flags of a mounted union as it does those of ext4, and starts no second daemon.
-# timeout: 120
+# timeout: 240
 . "$(dirname "$0")/../lib.sh"
 
 # mount(8) finds cowfs for the types fuse.cowfs and cowfs.
@@ -29,7 +29,7 @@ D=$(running)
 equal "one daemon" "$(wc -w <<<"$D")" 1
 
 for dir in ext mnt; do
-	check "$dir: remount,ro" timeout 10 mount -o remount,ro "$T/$dir"
+	check "$dir: remount,ro" timeout 60 mount -o remount,ro "$T/$dir"
 	equal "$dir: mount and filesystem are read-only" "$(flags "$T/$dir" | sed -E 's/^(ro),.* \| (ro).*/\1 \2/')" "ro ro"
 	equal "$dir: reads" "$(cat $dir/f)" lower
 	refuse "$dir: no write" 'read-only file system' sh -c "echo x >$dir/f"
@@ -41,23 +41,23 @@ for dir in ext mnt; do
 	refuse "$dir: no rename" 'read-only file system' mv "$dir/f" "$dir/h"
 	refuse "$dir: no link" 'read-only file system' ln "$dir/f" "$dir/h"
 	refuse "$dir: no xattr" 'read-only file system' setfattr -n user.a -v b "$dir/f"
-	check "$dir: remount,ro once more" timeout 10 mount -o remount,ro "$T/$dir"
-	check "$dir: remount,rw" timeout 10 mount -o remount,rw "$T/$dir"
+	check "$dir: remount,ro once more" timeout 60 mount -o remount,ro "$T/$dir"
+	check "$dir: remount,rw" timeout 60 mount -o remount,rw "$T/$dir"
 	check "$dir: writes again" sh -c "echo more >>$dir/f && rm $dir/g && touch $dir/new"
 	equal "$dir: content" "$(cat $dir/f)" $'lower\nmore'
 
 	exec 7>>$dir/f
-	refuse "$dir: a file open for writing makes it busy" 'busy' timeout 10 mount -o remount,ro "$T/$dir"
+	refuse "$dir: a file open for writing makes it busy" 'busy' timeout 60 mount -o remount,ro "$T/$dir"
 	check "$dir: and it stays writable" sh -c "echo 7 >>$dir/f"
 	exec 7>&-
-	check "$dir: closed, it is free" timeout 10 mount -o remount,ro "$T/$dir"
-	check "$dir: back" timeout 10 mount -o remount,rw "$T/$dir"
+	check "$dir: closed, it is free" timeout 60 mount -o remount,ro "$T/$dir"
+	check "$dir: back" timeout 60 mount -o remount,rw "$T/$dir"
 	exec 7<$dir/new
 	rm $dir/new
-	refuse "$dir: a file open and deleted makes it busy" 'busy' timeout 10 mount -o remount,ro "$T/$dir"
+	refuse "$dir: a file open and deleted makes it busy" 'busy' timeout 60 mount -o remount,ro "$T/$dir"
 	exec 7<&-
-	check "$dir: closed, it is free" timeout 10 mount -o remount,ro "$T/$dir"
-	check "$dir: back" timeout 10 mount -o remount,rw "$T/$dir"
+	check "$dir: closed, it is free" timeout 60 mount -o remount,ro "$T/$dir"
+	check "$dir: back" timeout 60 mount -o remount,rw "$T/$dir"
 done
 equal "the same daemon serves" "$(running)" "$D"
 equal "the lower is as it was" "$(cat low/f low/g)" $'lower\nother'
@@ -68,7 +68,7 @@ equal "mount.fuse: suid and dev" "$(flags "$M")" "rw,relatime | rw,user_id=0,gro
 for row in "noexec:rw,noexec,relatime" "nosuid:rw,nosuid,noexec,relatime" "exec,ro:ro,nosuid,relatime" \
 	"rw,nodev:rw,nosuid,nodev,relatime" "suid,dev:rw,relatime" "noatime,nodiratime:rw,noatime,nodiratime" \
 	"diratime:rw,noatime" "atime:rw,relatime"; do
-	check "remount,${row%%:*}" timeout 10 mount -o "remount,${row%%:*}" "$M"
+	check "remount,${row%%:*}" timeout 60 mount -o "remount,${row%%:*}" "$M"
 	equal "remount,${row%%:*}: flags" "$(flags "$M" | cut -d' ' -f1)" "${row#*:}"
 done
 mount -o remount,noatime "$M" 2>said
@@ -76,36 +76,36 @@ equal "remount,noatime: what it cannot reach it says" "$(grep -c 'access times o
 mount -o remount,ro "$M" 2>said
 equal "and says it no more when it is so" "$(cat said)" ""
 mount -o remount,rw,atime "$M" 2>/dev/null
-check "remount,sync" timeout 10 mount -o remount,sync "$M"
+check "remount,sync" timeout 60 mount -o remount,sync "$M"
 check "remount,sync: it is" grep -q 'rw,sync,' <(flags "$M")
-check "remount,async" timeout 10 mount -o remount,async "$M"
+check "remount,async" timeout 60 mount -o remount,async "$M"
 equal "remount,async: it is" "$(flags "$M")" "rw,relatime | rw,user_id=0,group_id=0,default_permissions,allow_other"
 cp /bin/true mnt/prog
 mount -o remount,noexec "$M"
 refuse "noexec holds" 'permission denied' mnt/prog
 mount -o remount,exec "$M"
 check "exec again" mnt/prog
-check "remount,bind,ro changes this mount only" timeout 10 mount -o remount,bind,ro "$M"
+check "remount,bind,ro changes this mount only" timeout 60 mount -o remount,bind,ro "$M"
 equal "remount,bind,ro: flags" "$(flags "$M")" "ro,relatime | rw,user_id=0,group_id=0,default_permissions,allow_other"
-check "remount,rw" timeout 10 mount -o remount,rw "$M"
+check "remount,rw" timeout 60 mount -o remount,rw "$M"
 equal "still the same daemon" "$(running)" "$D"
 
 # ---- called in other ways ----------------------------------------------------------------------------------------------
 
-check "with a source and a type" timeout 10 mount -t fuse.cowfs -o remount,ro,nosuid some:thing "$M"
+check "with a source and a type" timeout 60 mount -t fuse.cowfs -o remount,ro,nosuid some:thing "$M"
 equal "with a source and a type: flags" "$(flags "$M" | cut -d' ' -f1)" ro,nosuid,relatime
-check "as mount.cowfs" timeout 10 mount -t cowfs -o remount,rw some:thing "$M"
+check "as mount.cowfs" timeout 60 mount -t cowfs -o remount,rw some:thing "$M"
 equal "as mount.cowfs: flags" "$(flags "$M" | cut -d' ' -f1)" rw,relatime
-check "by hand" timeout 10 "$COWFS" x mnt -o ro,relatime,remount,user_id=0,group_id=0,rootmode=40000,fd=3,max_read=4096,blksize=512,default_permissions,allow_other
+check "by hand" timeout 60 "$COWFS" x mnt -o ro,relatime,remount,user_id=0,group_id=0,rootmode=40000,fd=3,max_read=4096,blksize=512,default_permissions,allow_other
 equal "by hand: what is not named is off" "$(flags "$M" | cut -d' ' -f1)" ro,nosuid,nodev,relatime
 ln -s mnt link
-check "through a symlink, from inside" sh -c "cd mnt && timeout 10 '$COWFS' -o remount,rw,suid,dev ../link"
+check "through a symlink, from inside" sh -c "cd mnt && timeout 60 '$COWFS' -o remount,rw,suid,dev ../link"
 equal "through a symlink: flags" "$(flags "$M" | cut -d' ' -f1)" rw,relatime
 echo "$T/low=RO:$T/up=RW $M fuse.cowfs cow,allow_other,nosuid,chroot=/ 0 0" >.test/fstab
 mount --bind .test/fstab /etc/fstab
-check "a line of /etc/fstab" timeout 10 mount -o remount,ro "$M"
+check "a line of /etc/fstab" timeout 60 mount -o remount,ro "$M"
 equal "a line of /etc/fstab: flags" "$(flags "$M" | cut -d' ' -f1)" ro,nosuid,relatime
-check "and back" timeout 10 mount -o remount,rw,suid "$M"
+check "and back" timeout 60 mount -o remount,rw,suid "$M"
 umount /etc/fstab
 equal "mount -f changes nothing" "$(flags "$M"; /usr/sbin/mount.cowfs x "$M" -f -o ro,remount; flags "$M")" "$(flags "$M"; flags "$M")"
 equal "nothing was started" "$(running)" "$D"
@@ -137,26 +137,26 @@ umount plain
 check "unmounts" unmount "$M"
 no_daemon_left
 check "a union without an upper" union -o allow_other low=RO "$M"
-check "a union without an upper: remount,rw" timeout 10 mount -o remount,rw "$M"
+check "a union without an upper: remount,rw" timeout 60 mount -o remount,rw "$M"
 refuse "a union without an upper: nothing is written" 'read-only file system' touch mnt/x
 refuse "a union without an upper: nothing is deleted" 'read-only file system' rm mnt/f
 check "unmounts" unmount "$M"
 check "mounted with ro" union -o ro low=RO:up=RW "$M"
-check "mounted with ro: remount,rw" timeout 10 mount -o remount,rw "$M"
+check "mounted with ro: remount,rw" timeout 60 mount -o remount,rw "$M"
 check "mounted with ro: written" touch mnt/x
 D=$(daemons)
-kill -STOP $D
+stop $D
 # mount(8) itself looks at the mountpoint, and waits.
-check "a stopped daemon does not matter" timeout -k 1 5 "$COWFS" x "$M" -o remount,ro
+check "a stopped daemon does not matter" timeout -k 1 30 "$COWFS" x "$M" -o remount,ro
 kill -CONT $D
 refuse "a stopped daemon: it took effect" 'read-only file system' touch mnt/y
 kill -KILL $D
 no_daemon_left
-check "nor does a dead one" timeout 5 "$COWFS" x "$M" -o remount,rw
+check "nor does a dead one" timeout 30 "$COWFS" x "$M" -o remount,rw
 check "unmounts" unmount "$M"
 check "a union of a user" as_user sh -c 'mkdir /tmp/cowfs-remount.$$ && cd /tmp/cowfs-remount.$$ && mkdir l u m && "$COWFS" l=RO:u=RW m && pwd >"$T/.test/where"'
 U=$(cat .test/where)
-check "a union of a user: root remounts it" timeout 5 mount -o remount,ro "$U/m"
+check "a union of a user: root remounts it" timeout 30 mount -o remount,ro "$U/m"
 refuse "a union of a user: it is read-only" 'read-only file system' as_user touch "$U/m/x"
 equal "a union of a user: stays nosuid, nodev" "$(flags "$U/m" | cut -d' ' -f1)" ro,nosuid,nodev,relatime
 umount "$U/m"

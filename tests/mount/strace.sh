@@ -25,7 +25,7 @@ session() {
 	shift
 	strace -f -qq -s 300 -o "trace.$name" -e trace='!futex,clock_gettime,sched_yield' "$COWFS" -f "$@" >"daemon.$name" 2>&1 &
 	local tracer=$!
-	for i in {1..100}; do
+	for i in {1..300}; do
 		is_mounted "$T/ufs" && break
 		sleep 0.1
 	done

@@ -1,6 +1,6 @@
 #!/bin/bash
 # An ordinary user: mounts through fusermount3, works, unmounts; the others stay out unless let in; a killed daemon is cleaned up after.
-# timeout: 120
+# timeout: 240
 . "$(dirname "$0")/../lib.sh"
 
 make_user || fail "no user could be made"

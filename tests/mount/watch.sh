@@ -1,8 +1,8 @@
 #!/bin/bash
 # Changes of the lower branches behind a mounted union: when they are seen, with `watch` and without.
-# timeout: 240
+# timeout: 400
 . "$(dirname "$0")/../lib.sh"
-PYTHON_LIMIT=200
+PYTHON_LIMIT=350
 
 mkdir -p low/{a,b}/{merged,plain} up/merged ufs
 cat >"$T/.test/behind.py" <<'EOF'
@@ -87,9 +87,9 @@ sees() {
 	check "unmounts" unmount "$T/ufs"
 	no_daemon_left
 }
-# At once, where the kernel was told to trust for a day; without, when its trust of ten seconds has run out.
-sees watch 2
-sees "" 25
+# Soon, where the kernel was told to trust for a day; without, when its trust of ten seconds has run out.
+sees watch 8
+sees "" 40
 
 # The tenant's own work under a watch goes on undisturbed.
 check "mounts" union -o cow,allow_other,watch up=RW:low/a=RO:low/b=RO "$T/ufs"

@@ -6,6 +6,7 @@ use std::os::fd::BorrowedFd;
 
 use rustix::fs::SeekFrom;
 
+use crate::sys::writeback;
 use crate::union::error::{Errno, Result};
 use crate::union::fault::step;
 
@@ -13,17 +14,29 @@ use crate::union::fault::step;
 const RANGE: u64 = 16 << 20;
 /// Bytes per read and write: few enough to stay in a processor's cache.
 const BUFFER: usize = 256 << 10;
+/// Bytes that the disk is given at once while the next are copied.
+const WINDOW: u64 = 16 << 20;
 
-/// Copies the first `size` bytes of `from` into the empty file `to`, `whole` if that is all there is; `remote` if a server
-/// might do it.
+/// What is known of a copy.
+#[derive(Clone, Copy)]
+pub struct How {
+    /// It is the whole file.
+    pub whole: bool,
+    /// A server might make it.
+    pub remote: bool,
+    /// It will be synced.
+    pub synced: bool,
+}
+
+/// Copies the first `size` bytes of `from` into the empty file `to`.
 ///
 /// # Errors
 /// `ENOSPC`, `EDQUOT`, `EIO`; those of the calls named above.
-pub fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>, size: u64, (whole, remote): (bool, bool)) -> Result<()> {
+pub fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>, size: u64, how: How) -> Result<()> {
     if size == 0 {
         return Ok(());
     }
-    if whole {
+    if how.whole {
         step("reflink")?;
         match rustix::fs::ioctl_ficlone(to, from) {
             Ok(()) => return Ok(()),
@@ -37,10 +50,11 @@ pub fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>, size: u64, (whole, remote)
     rustix::fs::ftruncate(to, size)?;
     // A local filesystem that cannot share whole files has nothing better than splicing, which is slower than reading
     // and writing. A part of a file may still be shared.
-    let copy_extent = if whole && !remote { read_and_write } else { copy_range };
+    let by_filesystem = !how.whole || how.remote;
     let mut at = 0;
     while let Some((start, end)) = next_extent(from, at, size)? {
-        copy_extent(from, to, start, end)?;
+        let at_once = if by_filesystem { copy_range(from, to, start, end)? } else { start };
+        read_and_write(from, to, at_once, end, how.synced)?;
         at = end;
     }
     Ok(())
@@ -65,7 +79,8 @@ fn next_extent(from: BorrowedFd<'_>, at: u64, size: u64) -> Result<Option<(u64, 
     Ok(Some((start, end.min(size))))
 }
 
-fn copy_range(from: BorrowedFd<'_>, to: BorrowedFd<'_>, start: u64, end: u64) -> Result<()> {
+/// Lets the filesystem copy. Returns the place from which on it will not.
+fn copy_range(from: BorrowedFd<'_>, to: BorrowedFd<'_>, start: u64, end: u64) -> Result<u64> {
     let mut at = start;
     while at < end {
         step("copy data")?;
@@ -74,21 +89,22 @@ fn copy_range(from: BorrowedFd<'_>, to: BorrowedFd<'_>, start: u64, end: u64) ->
         match rustix::fs::copy_file_range(from, Some(&mut source), to, Some(&mut target), length) {
             // The file has become shorter under us, or its filesystem cannot do this and does not say so (FUSE, SMB):
             // reading tells.
-            Ok(0) => return read_and_write(from, to, at, end),
+            Ok(0) => return Ok(at),
             Ok(copied) => at += copied as u64,
             Err(Errno::XDEV | Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS | Errno::PERM | Errno::BADF) => {
-                return read_and_write(from, to, at, end);
+                return Ok(at);
             }
             Err(Errno::INTR) => {}
             Err(errno) => return Err(errno),
         }
     }
-    Ok(())
+    Ok(end)
 }
 
-fn read_and_write(from: BorrowedFd<'_>, to: BorrowedFd<'_>, start: u64, end: u64) -> Result<()> {
+/// Copies by hand; if the copy will be `synced`, the disk writes a window of it while the next is copied.
+fn read_and_write(from: BorrowedFd<'_>, to: BorrowedFd<'_>, start: u64, end: u64, synced: bool) -> Result<()> {
     let mut buffer = vec![0; BUFFER.min(usize::try_from(end - start).unwrap_or(BUFFER))];
-    let mut at = start;
+    let (mut at, mut given) = (start, start);
     while at < end {
         step("write data")?;
         let wanted = buffer.len().min(usize::try_from(end - at).unwrap_or(BUFFER));
@@ -103,6 +119,10 @@ fn read_and_write(from: BorrowedFd<'_>, to: BorrowedFd<'_>, start: u64, end: u64
             done += rustix::io::retry_on_intr(|| rustix::io::pwrite(to, &buffer[done..read], offset))?;
         }
         at += read as u64;
+        if synced && at - given >= WINDOW {
+            writeback::begin(to, given, at - given);
+            given = at;
+        }
     }
     Ok(())
 }
@@ -112,6 +132,10 @@ mod tests {
     use std::io::{Read, Seek, Write};
     use std::os::fd::AsFd;
 
+    use super::How;
+
+    const WHOLE: How = How { whole: true, remote: false, synced: true };
+
     #[test]
     fn holes_stay_holes() {
         let mut from = tempfile::tempfile().unwrap();
@@ -120,7 +144,7 @@ mod tests {
         from.write_all(b"end").unwrap();
         let mut to = tempfile::tempfile().unwrap();
         let size = from.metadata().unwrap().len();
-        super::copy(from.as_fd(), to.as_fd(), size, (true, false)).unwrap();
+        super::copy(from.as_fd(), to.as_fd(), size, WHOLE).unwrap();
         assert_eq!(to.metadata().unwrap().len(), size);
         let blocks = std::os::unix::fs::MetadataExt::blocks(&to.metadata().unwrap());
         assert!(blocks < 2048, "{blocks} blocks");
@@ -135,7 +159,7 @@ mod tests {
         let mut from = tempfile::tempfile().unwrap();
         from.write_all(b"0123456789").unwrap();
         let mut to = tempfile::tempfile().unwrap();
-        super::copy(from.as_fd(), to.as_fd(), 4, (false, false)).unwrap();
+        super::copy(from.as_fd(), to.as_fd(), 4, How { whole: false, ..WHOLE }).unwrap();
         let mut text = String::new();
         to.rewind().unwrap();
         to.read_to_string(&mut text).unwrap();

@@ -40,8 +40,8 @@ pub struct Source<'a> {
     pub wanted: Wanted,
     /// Uuid of its filesystem, for the origin mark; `None` if the filesystem has no handles that last.
     pub uuid: Option<[u8; 16]>,
-    /// Tag of its device, for the origin mark where the filesystem has no handles.
-    pub tag: u64,
+    /// Tag of its filesystem, for our own origin mark, if the other one is not enough.
+    pub tag: Option<u64>,
 }
 
 /// What of a regular file is copied, beside its attributes.
@@ -111,7 +111,9 @@ impl<'a> Workshop<'a> {
         };
         if bytes > 0 {
             let from = source.data.unwrap_or(source.at).open(OFlags::RDONLY | OFlags::NONBLOCK)?;
-            data::copy(from.as_fd(), fd.as_fd(), bytes, (bytes == source.stat.size, self.remote))?;
+            let whole = bytes == source.stat.size;
+            let how = data::How { whole, remote: self.remote, synced: !self.volatile };
+            data::copy(from.as_fd(), fd.as_fd(), bytes, how)?;
         }
         let fd = Arc::new(fd);
         if source.wanted == Wanted::Attributes {
@@ -161,21 +163,15 @@ impl<'a> Workshop<'a> {
     /// Records where the copy comes from. Without room for the mark the inode number changes at the next mount, which
     /// is no reason to refuse the write.
     fn mark_origin(&self, source: &Source<'_>, copy: &At) -> Result<()> {
-        let handle = source.uuid.and_then(|uuid| Some((source.at.handle().ok()?, uuid)));
-        let (key, value) = match handle {
-            Some((handle, uuid)) => match origin::encode(&handle, uuid) {
-                Some(value) => (&self.keys.origin, value),
-                None => return Ok(()),
-            },
-            None => (&self.keys.origin_number, origin::encode_number(source.tag, source.stat.ino)),
-        };
-        match copy.set_xattr(key, &value, 0) {
-            Err(Errno::OPNOTSUPP | Errno::PERM) => {
-                log::debug!("{copy:?}: no origin mark");
-                Ok(())
+        let handle = source.uuid.and_then(|uuid| origin::encode(&source.at.handle().ok()?, uuid));
+        let number = source.tag.map(|tag| origin::encode_number(tag, source.stat.ino));
+        for (key, value) in [(&self.keys.origin, handle), (&self.keys.origin_number, number)] {
+            match value.map(|value| copy.set_xattr(key, &value, 0)) {
+                Some(Err(Errno::OPNOTSUPP | Errno::PERM)) => log::debug!("{copy:?}: no origin mark"),
+                done => done.unwrap_or(Ok(()))?,
             }
-            other => other,
         }
+        Ok(())
     }
 }
 

@@ -87,6 +87,11 @@ impl Reader {
         Ok(marks)
     }
 
+    /// Whether the branch with this root hides all that is below it. An attribute there means nothing to the kernel.
+    pub fn hides_all_below(&self, root: &Arc<RealDir>) -> Result<bool> {
+        Ok(self.oci && mirror::exists(root.fd()?, &Name::new(OPAQUE_FILE)?)?)
+    }
+
     /// Whether the branch may have marks about names in the directory `name` of `dir`, though it has no such directory.
     pub fn reaches(&self, dir: &Arc<RealDir>, name: &Name) -> Result<bool> {
         for mirror in &self.mirrors {

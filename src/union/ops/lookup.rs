@@ -5,6 +5,7 @@ use std::ffi::OsStr;
 use crate::sys::process::give_memory_back;
 use crate::union::engine::Union;
 use crate::union::error::{Errno, Result};
+use crate::union::fault::look;
 use crate::union::ops::name_of;
 use crate::union::ops::open::stat_of;
 use crate::union::types::{Attr, Entry, HandleId, NodeId, StatFs, Trust};
@@ -58,6 +59,7 @@ impl Union {
     pub fn getattr(&self, node: NodeId, _handle: Option<HandleId>) -> Result<Attr> {
         let node = self.table.get(node)?;
         let stat = stat_of(&node.body.read())?;
+        look();
         self.attr(&node, &stat)
     }
 

@@ -157,7 +157,8 @@ impl Union {
             };
             let source = place.at()?.open(OFlags::RDONLY | OFlags::NONBLOCK)?;
             let size = At::stat_fd(&source)?.size;
-            data::copy(source.as_fd(), target.as_fd(), size, (true, upper.remote))?;
+            let how = data::How { whole: true, remote: upper.remote, synced: !upper.volatile };
+            data::copy(source.as_fd(), target.as_fd(), size, how)?;
             set_size(target, size)?;
             if let Some(capability) = &capability {
                 at.set_xattr(meta::CAPABILITY, capability, 0)?;

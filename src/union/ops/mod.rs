@@ -65,13 +65,6 @@ impl Union {
             }
             Found::Leaf(dir, _) => self.enter_leaf(parent, name, &dir, &mut stat)?,
         };
-        if !node.is_dir() {
-            // Found as a lower file that has been copied up under another of its names.
-            let body = node.body.read();
-            if body.identity != stat.identity() {
-                stat = stat_of(&body)?;
-            }
-        }
         let attr = self.attr(&node, &stat)?;
         Ok((node, attr))
     }
@@ -171,12 +164,18 @@ impl Union {
         }
     }
 
-    /// What stat shows of `node`, whose real object has the attributes `stat`.
+    /// What stat shows of `node`, whose real object has the attributes `stat`, or had when it was looked at.
     fn attr(&self, node: &Arc<Node>, stat: &Stat) -> Result<Attr> {
-        let data = self.data_stat(node, stat).unwrap_or(*stat);
+        let data = self.data_stat(node, stat);
         // Once: who waits to write it would keep a second look from coming to an end, and wait for the first.
         let body = node.body.read();
-        let stat = &self.shown(&body, stat)?;
+        let (stat, data) = if node.is_dir() || body.identity == stat.identity() {
+            (*stat, data.unwrap_or(*stat))
+        } else {
+            // Copied up meanwhile, or before under another of its names: its names are counted otherwise.
+            (stat_of(&body)?, body.data_at()?.0.stat()?)
+        };
+        let stat = self.shown(&body, &stat)?;
         Ok(Attr {
             ino: node.ino,
             size: data.size,
@@ -185,10 +184,10 @@ impl Union {
             mtime: stat.mtime,
             ctime: stat.ctime.max(body.touched.unwrap_or(stat.ctime)),
             mode: stat.mode,
-            nlink: self.nlink(node, &body, stat)?,
+            nlink: self.nlink(node, &body, &stat)?,
             uid: stat.uid,
             gid: stat.gid,
-            rdev: overlay::shown_number(stat),
+            rdev: overlay::shown_number(&stat),
             blksize: stat.blksize,
             settled: self.is_settled(&body),
         })

@@ -86,7 +86,10 @@ impl Union {
         let branch = self.stack.branch(branch)?;
         let shown = branch.aside.map_or(Ok(*stat), |aside| aside.shown(at, stat))?;
         let uuid = branch.handles.then_some(branch.uuid);
-        let source = Source { at, stat, shown: &shown, data, wanted, uuid, tag: branch.tag };
+        // Of another filesystem that is mounted inside the branch the tag is not known.
+        let here = stat.dev == branch.root.identity().0;
+        let tag = (here && !(branch.handles && branch.unique)).then_some(branch.tag);
+        let source = Source { at, stat, shown: &shown, data, wanted, uuid, tag };
         upper.workshop().copy(&source).during("copy up", at)
     }
 
