@@ -277,10 +277,11 @@ mod tests {
             ("7:8:0644:char-5-1", 0o040_700, 0o040_644, (0, 0)),
             ("7:8:0644:dir", 0o100_600, 0o100_644, (0, 0)),
         ] {
-            let read = read(text.as_bytes(), &own(mode)).unwrap_or_else(|| panic!("{text}"));
+            let own = own(mode);
+            let read = read(text.as_bytes(), &own).unwrap_or_else(|| panic!("{text}"));
             assert_eq!((read.uid, read.gid, read.mode, read.rdev), (7, 8, shown, rdev), "{text}");
-            let again = value(own(mode).kind(), &read);
-            assert_eq!(super::read(again.as_bytes(), &own(mode)), Some(read), "{text} -> {again}");
+            let again = value(own.kind(), &read);
+            assert_eq!(super::read(again.as_bytes(), &own), Some(read), "{text} -> {again}");
         }
     }
 
