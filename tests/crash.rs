@@ -12,10 +12,13 @@ use std::process::Command;
 use cowfs::union::fault::{self, Action, DIED};
 use cowfs::union::options::{Format, Options};
 use kit::enginefs::BranchPath;
+use kit::stack::{ASIDE, OWNERS_ASIDE};
 use kit::table::{Case, cases, trees};
 use kit::{Dcache, EngineFs, Errno, Snapshot, Stack, Strict};
 
 const JOB: &str = "COWFS_CRASH_JOB";
+/// Set if the upper keeps owners in attributes.
+const ASIDE_JOB: &str = "COWFS_CRASH_ASIDE";
 
 /// What the child is told: which case, in which format, at which step, on which branches (top first).
 fn job(stack: &Stack, case: usize, at: usize) -> String {
@@ -34,7 +37,8 @@ fn child(job: &str) {
         writable: place == 0,
         oci_whiteouts: place > 0 && format == Format::Oci,
     };
-    let options = Options { format: Some(format), volatile: false, ..Options::default() };
+    let aside = std::env::var_os(ASIDE_JOB).map(|_| ASIDE.0);
+    let options = Options { format: Some(format), volatile: false, aside, ..Options::default() };
     let engine = EngineFs::try_new(words.enumerate().map(branch).collect(), options, Dcache::Keep).unwrap();
     let case = cases(format).swap_remove(case);
     prepare(&engine, &case).unwrap();
@@ -61,6 +65,7 @@ fn one(format: Format, number: usize, at: usize, case: &Case, states: &[Snapshot
     let output = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "child_entry", "--nocapture", "--test-threads=1"])
         .env(JOB, job(&stack, number, at))
+        .envs(OWNERS_ASIDE.get().then_some((ASIDE_JOB, "1")))
         .output()
         .map_err(|error| format!("start a child: {error}"))?;
     if output.status.code() != Some(DIED) {
@@ -119,7 +124,7 @@ fn run(format: Format) {
     let only = std::env::var("COWFS_ONLY").unwrap_or_default();
     let (mut wrong, mut tried) = (Vec::new(), 0);
     for (number, case) in cases(format).iter().enumerate() {
-        if !format!("{case:?}").contains(&only) {
+        if !format!("{case:?}").contains(&only) || (OWNERS_ASIDE.get() && !case.is_of_owners()) {
             continue;
         }
         let mut expected = None;
@@ -167,4 +172,11 @@ fn unionfs() {
 #[test]
 fn unionfs_fuse() {
     run(Format::UnionfsFuse);
+}
+
+#[test]
+fn owners_in_attributes() {
+    OWNERS_ASIDE.set(true);
+    run(Format::Overlay);
+    run(Format::Oci);
 }

@@ -424,6 +424,12 @@ fn unionfs_fuse() {
     model(Format::UnionfsFuse);
 }
 
+#[test]
+fn owners_in_attributes() {
+    kit::stack::OWNERS_ASIDE.set(true);
+    model(Format::Overlay);
+}
+
 /// The harness itself: two plain directories under the same plans never differ.
 #[test]
 fn the_flat_tree_equals_itself() {

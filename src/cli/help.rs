@@ -24,7 +24,7 @@ awake                     keep idle processors from sleeping: faster; power
 whiteout=FORMAT           marks: overlay, oci, unionfs, unionfs-fuse
 redirect=off metacopy=off no marks but whiteouts: copy instead
 uidmapping= gidmapping= squash_to_root squash_to_uid= static_nlink noacl
-threads=N max_files=N debug_file=FILE auto_unmount
+xattr_permissions=1|2 threads=N max_files=N debug_file=FILE auto_unmount
 All options, and those taken for unionfs-fuse's sake and others': man 8 cowfs
 "
 }

@@ -185,7 +185,8 @@ fn conclude(typed: Typed) -> MountRequest {
         request.owners.users.squash.get_or_insert(0);
         request.owners.groups.squash.get_or_insert(0);
     }
-    request.noacl |= !request.default_permissions || request.owners.squash();
+    // ACLs are the branches' filesystems', and are about inodes whose owner and mode nobody is shown.
+    request.noacl |= !request.default_permissions || request.owners.squash() || request.engine.aside.is_some();
     if typed.unthreaded {
         request.threads.get_or_insert(1);
     }
@@ -202,7 +203,7 @@ mod tests {
     use crate::cli::parse;
     use crate::daemon::request::{MountFlags, Private};
     use crate::fuse::owners::{Ids, Range};
-    use crate::union::options::{Format, Options};
+    use crate::union::options::{AsideKey, Format, Options};
 
     fn parsed(args: &[&str]) -> Result<MountRequest, String> {
         match parse(std::iter::once(&"cowfs").chain(args).map(OsString::from)) {
@@ -375,7 +376,7 @@ mod tests {
     #[test]
     fn each_option_with_an_effect() {
         type Change = fn(&mut MountRequest);
-        let rows: [(&str, Change); 48] = [
+        let rows: [(&str, Change); 50] = [
             ("allow_other", |r| r.allow_other = true),
             ("allow_root", |r| r.allow_root = true),
             ("auto_unmount", |r| r.auto_unmount = true),
@@ -416,6 +417,8 @@ mod tests {
             }),
             ("squash_to_gid=8", |r| (r.owners.groups.squash, r.noacl) = (Some(8), true)),
             ("static_nlink", |r| r.static_nlink = true),
+            ("xattr_permissions=1", |r| (r.engine.aside, r.noacl) = (Some(AsideKey::Privileged), true)),
+            ("xattr_permissions=2", |r| (r.engine.aside, r.noacl) = (Some(AsideKey::User), true)),
             ("threaded=0", |r| r.threads = Some(1)),
             ("threaded=0,threads=3", |r| r.threads = Some(3)),
             ("whiteout=overlay", |r| r.engine.format = Some(Format::Overlay)),
@@ -494,7 +497,7 @@ mod tests {
             (&["A", "/m", "-osquash_to_uid=-1"], "option 'squash_to_uid=-1': the value must be UID"),
             (&["A", "/m", "-osquash_to_gid=4294967295"], "the value must be GID"),
             (&["A", "/m", "-othreaded=2"], "the value must be 0|1"),
-            (&["A", "/m", "-oxattr_permissions=2"], "are not supported; leave force_mask"),
+            (&["A", "/m", "-oxattr_permissions=3"], "the value must be 0|1|2"),
             (&["A", "/m", "-oumask=022"], "option 'umask=022': owners and modes"),
             (&["A", "/m", "-ofd=3"], "option 'fd=3': give /dev/fd/N as the mountpoint"),
             (&["-oremount,ro"], "no mountpoint given: mount -o remount"),

@@ -10,7 +10,7 @@ use crate::cli::UsageError;
 use crate::cli::branches::{branches, lower_dirs};
 use crate::cli::text::{path, positions, quote};
 use crate::cli::values::{
-    Given, bounded_seconds, format, id, is_off, number, on_off, redirect_dir, seconds, threads, utf8, zero_one,
+    Given, aside, bounded_seconds, format, id, is_off, number, on_off, redirect_dir, seconds, threads, utf8, zero_one,
 };
 use crate::daemon::request::{BranchArg, MountRequest, Private};
 
@@ -251,12 +251,7 @@ const KNOWN: &[(&str, Effect)] = &[
     ("squash_to_gid", Value("GID, a number", |t, v| v.set(&mut t.request.owners.groups.squash, id))),
     ("static_nlink", Switch(|t| t.request.static_nlink = true)),
     ("threaded", Value("0|1", |t, v| v.read(zero_one).map(|on| t.unthreaded = !on))),
-    (
-        "xattr_permissions",
-        Value("0", |_, v| {
-            v.only(b"0", "owners and modes kept in attributes are not supported; leave force_mask out of storage.conf")
-        }),
-    ),
+    ("xattr_permissions", Value("0|1|2", |t, v| v.read(aside).map(|aside| t.request.engine.aside = aside))),
     ("noxattrs", Value("0", |_, v| v.only(b"0", "extended attributes cannot be switched off"))),
     ("nfs_export", Value("off", |_, v| v.only(b"off", "export over NFS is not supported yet"))),
     ("verity", Value("off", |_, v| v.only(b"off", "fs-verity digests are not supported"))),

@@ -6,7 +6,7 @@ use crate::cli::UsageError;
 use crate::cli::text::{quote, split, unescape};
 use crate::daemon::request::MountRequest;
 use crate::fuse::owners::{Ids, Range};
-use crate::union::options::Format;
+use crate::union::options::{AsideKey, Format};
 
 /// A value that is there, with what is needed to complain about it.
 #[derive(Clone, Copy)]
@@ -129,6 +129,16 @@ pub(super) fn zero_one(value: &[u8]) -> Option<bool> {
     match value {
         b"1" => Some(true),
         b"0" => Some(false),
+        _ => None,
+    }
+}
+
+/// fuse-overlayfs's `xattr_permissions`.
+pub(super) fn aside(value: &[u8]) -> Option<Option<AsideKey>> {
+    match value {
+        b"0" => Some(None),
+        b"1" => Some(Some(AsideKey::Privileged)),
+        b"2" => Some(Some(AsideKey::User)),
         _ => None,
     }
 }

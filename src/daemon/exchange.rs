@@ -100,7 +100,9 @@ impl Wanted {
                 ));
             }
             if facts.container {
-                owners_aside::refuse(std::slice::from_ref(&lower.branch))?;
+                if !facts.owners_aside {
+                    owners_aside::refuse(std::slice::from_ref(&lower.branch))?;
+                }
                 // As it was with lowerdir=.
                 lower.branch.oci_whiteouts = true;
             }

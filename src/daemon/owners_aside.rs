@@ -1,19 +1,15 @@
-//! Layers whose owners and modes stand in an attribute instead of on the files: refused, because what the files themselves say
-//! is not what their maker meant, and would let in others.
+//! Layers whose owners and modes stand in an attribute instead of on the files, where nobody has said that attributes count:
+//! refused, because what the files themselves say is not what their maker meant, and would let in others.
 //!
-//! podman's `force_mask` makes such layers, fuse-overlayfs reads and writes them (`xattr_permissions=`); both put the
-//! attribute on the layer's root, too.
+//! podman's `force_mask` makes such layers, fuse-overlayfs reads and writes them; both put the attribute on the layer's root,
+//! too, and podman says `xattr_permissions=2`. Reading them by themselves would let whoever owns a file of another upper
+//! say whose it is: there, the attributes are like any others, and everybody's to set.
 
-use std::ffi::CStr;
-use std::os::fd::AsFd;
-
-use rustix::fs::AtFlags;
+use std::sync::Arc;
 
 use crate::daemon::resolve::{Branch, Checked};
-use crate::sys::xattr;
-
-const KEYS: [&CStr; 3] =
-    [c"user.containers.override_stat", c"user.fuseoverlayfs.override_stat", c"security.fuseoverlayfs.override_stat"];
+use crate::union::branch::At;
+use crate::union::branch::aside::{keys_of, option_for};
 
 /// Looks at the roots of all branches, as layers of a container engine.
 ///
@@ -21,13 +17,14 @@ const KEYS: [&CStr; 3] =
 /// A line that quotes the layer and the attribute.
 pub(crate) fn refuse(branches: &[Branch]) -> Checked<()> {
     for branch in branches {
+        let root = branch.place.fd.try_clone().map_err(|error| format!("{:?}: {error}", branch.place.label))?;
         // Where it cannot be read nobody else reads it: there are no such attributes.
-        let has = |key: &&CStr| xattr::get(branch.place.fd.as_fd(), c".", key, &mut [], AtFlags::empty()).is_ok();
-        if let Some(key) = KEYS.iter().find(|key| has(key)) {
+        if let Some(key) = keys_of(&At::Dir(Arc::new(root))).unwrap_or_default().first() {
             return Err(format!(
-                "branch {:?} keeps owners and modes in the attribute {key:?} (force_mask, xattr_permissions=), which is \
-                 not supported: make the layer anew without",
-                branch.place.label
+                "branch {:?} keeps owners and modes in the attribute {key:?} (force_mask): mount it with \
+                 xattr_permissions={}",
+                branch.place.label,
+                option_for(key)
             ));
         }
     }

@@ -108,6 +108,7 @@ fn serve(request: &MountRequest, ready: Ready) -> Checked<()> {
         device: mount.device().map(attached::connection),
         ground,
         container: request.container,
+        owners_aside: request.engine.aside.is_some(),
         maps_owners: request.owners.map(),
     };
     let mount = Arc::new(Mutex::new(mount));
@@ -158,7 +159,7 @@ fn plan(request: &MountRequest) -> Checked<Plan> {
             .into());
     }
     let mut resolved = resolve::resolve(request)?;
-    if request.container {
+    if request.container && request.engine.aside.is_none() {
         owners_aside::refuse(&resolved.branches)?;
     }
     unmapped::look_below_id_maps(&mut resolved, &request.owners);
@@ -173,7 +174,11 @@ fn plan(request: &MountRequest) -> Checked<Plan> {
         }
         // Whoever mounted need not have said default_permissions; only ACLs make the kernel check them all the same.
         Mountpoint::Device(_) if request.noacl && request.default_permissions => {
-            return Err("option 'noacl' on a mounted /dev/fuse: nobody might check permissions; leave it out".into());
+            return Err(
+                "option 'noacl' (which squash_to_* and xattr_permissions= mean, too) on a mounted /dev/fuse: nobody \
+                        might check permissions; leave it out"
+                    .into(),
+            );
         }
         Mountpoint::Device(_) => None,
     };

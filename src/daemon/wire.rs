@@ -171,6 +171,8 @@ pub(crate) struct Facts {
     pub(crate) ground: Ground,
     /// Mounted by a container engine: see `MountRequest`.
     pub(crate) container: bool,
+    /// Lowers may keep owners and modes in attributes: `xattr_permissions=`.
+    pub(crate) owners_aside: bool,
     /// The union shows other owners than the branches.
     pub(crate) maps_owners: bool,
 }
@@ -185,6 +187,7 @@ impl Facts {
             to.optional(standing.as_ref(), Packed::standing);
         }
         to.number(u64::from(self.container));
+        to.number(u64::from(self.owners_aside));
         to.number(u64::from(self.maps_owners));
         to.0
     }
@@ -199,7 +202,8 @@ impl Facts {
         let [upper, workdir, mountpoint] =
             [from.optional(Rest::standing)?, from.optional(Rest::standing)?, from.optional(Rest::standing)?];
         let ground = Ground { upper, workdir, mountpoint };
-        let facts = Self { device, ground, container: from.truth()?, maps_owners: from.truth()? };
+        let (container, owners_aside, maps_owners) = (from.truth()?, from.truth()?, from.truth()?);
+        let facts = Self { device, ground, container, owners_aside, maps_owners };
         from.end()?;
         Some(facts)
     }
@@ -287,7 +291,7 @@ mod tests {
         };
         let ground =
             Ground { upper: Some(standing(3, Some("/up"))), workdir: None, mountpoint: Some(standing(0, None)) };
-        Facts { device: Some(42), ground, container: false, maps_owners: true }
+        Facts { device: Some(42), ground, container: false, owners_aside: true, maps_owners: true }
     }
 
     #[test]

@@ -13,6 +13,7 @@ use crate::fuse::passthrough::{Choice, Identity, Mode, Modes};
 use crate::fuse::reply::with_buffer;
 use crate::union::Union;
 use crate::union::error::{Errno, Result};
+use crate::union::ops::behind::Stale;
 use crate::union::ops::open::Facts;
 use crate::union::types::{Attr, Caller, Entry, HandleId, NodeId, Opened};
 
@@ -163,6 +164,10 @@ impl Opening {
                 let sent =
                     opened.unread && matches!(mode, Mode::Idle) && self.send_along(union, node, flags, facts, &opened);
                 mode.cache();
+                if flags & libc::O_TRUNC != 0 && caller.uid != 0 && facts.stat.mode & SET_ID != 0 {
+                    // They are gone, and the kernel, which has not cut the file itself, would let it run with them still.
+                    self.notices.tell_first(Stale::Object(node));
+                }
                 let keep = if opened.unchanged || sent { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() };
                 reply.opened(FileHandle(opened.handle.0), self.noflush(flags) | keep | self.direct());
             }

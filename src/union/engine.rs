@@ -9,10 +9,10 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use rustix::fs::AtFlags;
 
-use crate::union::branch::At;
-use crate::union::branch::at::{is_taken, stat};
+use crate::union::branch::at::stat;
 use crate::union::branch::fds::DirFds;
 use crate::union::branch::list::list_fd;
+use crate::union::branch::{Aside, At};
 use crate::union::copyup::meta::copy_times;
 use crate::union::error::{Errno, Result, best_effort};
 use crate::union::gone::Gone;
@@ -80,6 +80,8 @@ pub struct Union {
     /// Held by a rename from one directory to another, so that "ancestor first" is the same for all meanwhile.
     pub(crate) crossing: Arc<Mutex<()>>,
     workdir: bool,
+    /// Lowers may keep owners aside.
+    aside: bool,
 }
 
 /// `.unionfs` and `.unionfs-fuse`, with the formats whose marks they hold.
@@ -98,7 +100,7 @@ impl Union {
         let mut user = options.userxattr.unwrap_or(!crate::sys::creds::may_use_trusted_xattr());
         for (at, source) in layout.branches.into_iter().enumerate() {
             if !source.writable {
-                lowers.push(lower(at, source, fds.clone(), user)?);
+                lowers.push(lower(at, source, fds.clone(), (user, options.aside.is_some()))?);
                 continue;
             }
             let workdir = layout.workdir.as_ref().map(AsFd::as_fd);
@@ -107,11 +109,11 @@ impl Union {
             upper = Some((Arc::new(branch), Arc::new(tools)));
         }
         Stack::new(upper, lowers, layout.covered)
-            .and_then(|stack| Self::put_together(stack, fds, workdir))
+            .and_then(|stack| Self::put_together(stack, fds, (workdir, options.aside.is_some())))
             .map_err(|errno| format!("the union cannot be set up: {errno}"))
     }
 
-    fn put_together(stack: Stack, fds: Arc<DirFds>, workdir: bool) -> Result<Self> {
+    fn put_together(stack: Stack, fds: Arc<DirFds>, (workdir, aside): (bool, bool)) -> Result<Self> {
         let numbers = Arc::<Numbers>::default();
         numbers.meet(&stack);
         let layers = stack.roots();
@@ -132,7 +134,7 @@ impl Union {
             None => (None, None),
         };
         let (handles, readings, crossing) = (Arc::default(), Arc::default(), Arc::default());
-        Ok(Self { stack, fds, numbers, table, handles, readings, index, gone, crossing, workdir })
+        Ok(Self { stack, fds, numbers, table, handles, readings, index, gone, crossing, workdir, aside })
     }
 
     /// The same union over other lowers: what is known, and the upper, are shared. Changes nothing.
@@ -146,14 +148,7 @@ impl Union {
             if source.writable {
                 return Err(format!("{}: the writable branch of a union cannot be exchanged", source.label));
             }
-            let label = source.label.clone();
-            let device = rustix::fs::fstat(&source.root).map_err(|errno| format!("{label}: {errno}"))?.st_dev;
-            if is_taken(device) {
-                return Err(format!(
-                    "{label}: its filesystem has the number of one that was mounted anew meanwhile; mount it once more, elsewhere"
-                ));
-            }
-            lowers.push(lower(uppers + at, source, self.fds.clone(), self.stack.reads_user_marks())?);
+            lowers.push(lower(uppers + at, source, self.fds.clone(), (self.stack.reads_user_marks(), self.aside))?);
         }
         if uppers + lowers.len() == 0 {
             return Err("a union cannot be without branches".to_owned());
@@ -173,6 +168,7 @@ impl Union {
             gone: self.gone.clone(),
             crossing: self.crossing.clone(),
             workdir: self.workdir,
+            aside: self.aside,
         })
     }
 
@@ -211,8 +207,13 @@ fn id_of(at: usize) -> std::result::Result<BranchId, String> {
         .ok_or_else(|| "more than 65535 branches".to_owned())
 }
 
-/// The lower branch at this place of the stack; `user`: its marks are `user.*` attributes.
-fn lower(at: usize, source: BranchSource, fds: Arc<DirFds>, user: bool) -> std::result::Result<Branch, String> {
+/// The lower branch at this place of the stack. Whether its marks are `user.*` attributes, and whether it may keep owners aside.
+fn lower(
+    at: usize,
+    source: BranchSource,
+    fds: Arc<DirFds>,
+    (user, aside): (bool, bool),
+) -> std::result::Result<Branch, String> {
     let label = source.label.clone();
     let id = id_of(at)?;
     let open = || -> Result<Branch> {
@@ -224,6 +225,9 @@ fn lower(at: usize, source: BranchSource, fds: Arc<DirFds>, user: bool) -> std::
             if mirror.exists() {
                 branch.reader.mirrors.push(Arc::new(mirror));
             }
+        }
+        if aside {
+            branch.aside = branch.root.itself().and_then(|root| Aside::of_lower(&root))?;
         }
         Ok(branch)
     };
@@ -255,6 +259,13 @@ fn writable(
     };
     let user = options.userxattr.unwrap_or(!stage.can.trusted_xattr);
     let keys = Arc::new(Keys::new(user));
+    let aside = match options.aside {
+        Some(wanted) => {
+            let empty = is_empty(source.root.as_fd()).map_err(fail)?;
+            Some(Aside::of_upper(&root, wanted, empty).map_err(|rest| format!("{label}: {rest}"))?)
+        }
+        None => None,
+    };
     record_format(source.root.as_fd(), format, stage.can).map_err(fail)?;
     best_effort("put back the times of the upper", copy_times(&was, &root));
     let mut reader = Reader { overlay: None, oci: false, mirrors: Vec::new() };
@@ -274,7 +285,8 @@ fn writable(
     let redirect = options.redirect && format == Format::Overlay && !user;
     let metacopy = options.metacopy && redirect;
     let remote = branch.trust == Trust::Remote;
-    Ok((branch, Upper { stage, writer, volatile: options.volatile, remote, redirect, metacopy }))
+    branch.aside = aside;
+    Ok((branch, Upper { stage, writer, volatile: options.volatile, remote, redirect, metacopy, aside }))
 }
 
 /// The format that an upper holds, or that was asked for; `None` leaves the choice to what its filesystem can do.
@@ -349,6 +361,16 @@ fn held_formats(upper: BorrowedFd<'_>) -> Result<Vec<Format>> {
         }
     }
     Ok(held)
+}
+
+/// Whether the upper holds nothing but what unions keep for themselves.
+fn is_empty(upper: BorrowedFd<'_>) -> Result<bool> {
+    let mut empty = true;
+    list_fd(upper, &mut |name, _, _| {
+        empty &= Name::new(name)?.is_reserved(true);
+        Ok(())
+    })?;
+    Ok(empty)
 }
 
 /// Remembers a format that is not the default, since the root need not show which one is used further down: the unionfs

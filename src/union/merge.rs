@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use rustix::fs::FileType;
 
-use crate::union::branch::RealDir;
+use crate::union::branch::{Aside, RealDir};
 use crate::union::error::Result;
 use crate::union::listing::Listing;
 use crate::union::marks::Listed;
@@ -63,7 +63,13 @@ pub fn merge(stack: &Stack, layers: &[Arc<RealDir>], number: &mut Number<'_>) ->
                     if !last {
                         of_this_layer.names.insert(name.into());
                     }
-                    let kind = if kind == FileType::Unknown { kind_of(dir, name)? } else { kind };
+                    let kind = match stack.branch(dir.branch)?.aside {
+                        Some(aside) if matches!(kind, FileType::RegularFile | FileType::Unknown) => {
+                            kind_aside(aside, dir, name)?
+                        }
+                        _ if kind == FileType::Unknown => kind_of(dir, name)?,
+                        _ => kind,
+                    };
                     listing.push(name, kind, number(dir, name, ino)?, at);
                 }
                 Listed::Hidden(name) if !last => drop(of_this_layer.names.insert(name.into())),
@@ -80,4 +86,11 @@ pub fn merge(stack: &Stack, layers: &[Arc<RealDir>], number: &mut Number<'_>) ->
 
 fn kind_of(dir: &Arc<RealDir>, name: &[u8]) -> Result<FileType> {
     Ok(dir.find(&Name::new(name)?)?.map_or(FileType::Unknown, |stat| stat.kind()))
+}
+
+/// A plain file may stand for a device. What cannot be made sense of is told to who looks the name up.
+fn kind_aside(aside: Aside, dir: &Arc<RealDir>, name: &[u8]) -> Result<FileType> {
+    let name = Name::new(name)?;
+    let Some(own) = dir.find(&name)? else { return Ok(FileType::Unknown) };
+    Ok(aside.shown(&dir.at(&name)?, &own).unwrap_or(own).kind())
 }

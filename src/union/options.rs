@@ -33,6 +33,15 @@ impl Format {
     }
 }
 
+/// In which attribute owners and modes are kept instead of in the inodes (`xattr_permissions=`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AsideKey {
+    /// 1: in one that only a privileged daemon can set.
+    Privileged,
+    /// 2: in one that every owner can set.
+    User,
+}
+
 /// Settings of one union.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
@@ -51,10 +60,13 @@ pub struct Options {
     /// The marks' extended attributes are `user.overlay.*`, for a daemon that may not set `trusted.*` (in a user
     /// namespace). Default: found out at start.
     pub userxattr: Option<bool>,
+    /// Owners and modes are kept in attributes: the upper's, and those of each lower that was made so. Default: in the
+    /// inodes, for all branches.
+    pub aside: Option<AsideKey>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { format: None, volatile: false, redirect: true, metacopy: true, userxattr: None }
+        Self { format: None, volatile: false, redirect: true, metacopy: true, userxattr: None, aside: None }
     }
 }

@@ -13,7 +13,7 @@ use smallvec::SmallVec;
 
 use crate::sys;
 use crate::union::branch::fds::DirFds;
-use crate::union::branch::{At, Presence, RealDir, Stat};
+use crate::union::branch::{Aside, At, Presence, RealDir, Stat};
 use crate::union::copyup::Workshop;
 use crate::union::error::{Errno, Result};
 use crate::union::marks::Reader;
@@ -52,6 +52,8 @@ pub struct Branch {
     pub trust: Trust,
     /// Its filesystem was mounted anew, and has given its files other numbers then.
     pub renumbered: AtomicBool,
+    /// How it keeps owners and modes, if not in its inodes.
+    pub aside: Option<Aside>,
 }
 
 impl Branch {
@@ -87,6 +89,7 @@ impl Branch {
             read_only,
             trust,
             renumbered: AtomicBool::new(false),
+            aside: None,
         })
     }
 
@@ -203,12 +206,15 @@ pub struct Upper {
     pub redirect: bool,
     /// A change of attributes copies no data of a lower file.
     pub metacopy: bool,
+    /// How it keeps owners and modes, if not in its inodes.
+    pub aside: Option<Aside>,
 }
 
 impl Upper {
     /// Where copies are made.
     pub fn workshop(&self) -> Workshop<'_> {
-        Workshop { stage: &self.stage, keys: &self.writer.keys, volatile: self.volatile, remote: self.remote }
+        let (volatile, remote, aside) = (self.volatile, self.remote, self.aside);
+        Workshop { stage: &self.stage, keys: &self.writer.keys, volatile, remote, aside }
     }
 }
 
@@ -222,6 +228,8 @@ pub struct Stack {
     pub covered: HashSet<(u64, u64)>,
     /// What the branches below the upper are: the least trustworthy counts.
     pub trust: Trust,
+    /// Some branch keeps owners and modes in attributes.
+    pub aside: bool,
 }
 
 impl Stack {
@@ -238,13 +246,13 @@ impl Stack {
     /// Those of openat(2) and statx(2).
     pub fn new(
         upper: Option<(Arc<Branch>, Arc<Upper>)>,
-        mut lowers: Vec<Branch>,
+        lowers: Vec<Branch>,
         covered: Vec<(u64, u64)>,
     ) -> Result<Self> {
         let (top, upper) = upper.unzip();
         let mut opaque = top.as_deref().map_or(Ok(false), Branch::hides_all_below)?;
         let mut shown = Vec::with_capacity(lowers.len());
-        for branch in lowers.drain(..) {
+        for branch in lowers {
             if opaque {
                 break;
             }
@@ -256,8 +264,9 @@ impl Stack {
             (branch.tag, branch.unique) = (tag, unique);
         }
         let trust = shown.iter().map(|branch| branch.trust).min().unwrap_or(Trust::Immutable);
-        let branches = top.into_iter().chain(shown.into_iter().map(Arc::new)).collect();
-        Ok(Self { branches, upper, covered: covered.into_iter().collect(), trust })
+        let branches: Vec<_> = top.into_iter().chain(shown.into_iter().map(Arc::new)).collect();
+        let aside = branches.iter().any(|branch| branch.aside.is_some());
+        Ok(Self { branches, upper, covered: covered.into_iter().collect(), trust, aside })
     }
 
     /// Whether the lowers' marks are `user.*` attributes.

@@ -33,6 +33,7 @@ mount_program = "${MOUNT_PROGRAM-$COWFS}"
 # As distributions ship it.
 mountopt = "nodev,metacopy=on"
 CONF
+	[ -z "${FORCE_MASK-}" ] || echo "force_mask = \"$FORCE_MASK\"" >>"$STORE/etc/storage.conf"
 	containers_conf >"$STORE/etc/containers.conf"
 	mountpoint -q "$T/.test/cgroup" || { mkdir -p "$T/.test/cgroup" && mount -t cgroup2 none "$T/.test/cgroup"; }
 	# Locks, and what crun and podman know of what runs: the machine's own are not touched.

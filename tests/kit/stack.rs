@@ -3,11 +3,12 @@
 //!
 //! Invariant: when a `Stack` goes, its read-only branches are what they were, to the last attribute.
 
+use std::cell::Cell;
 use std::ffi::CString;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use cowfs::union::options::{Format, Options};
+use cowfs::union::options::{AsideKey, Format, Options};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use tempfile::TempDir;
 
@@ -27,6 +28,14 @@ pub struct Stack {
 }
 
 static IN_MEMORY: AtomicBool = AtomicBool::new(false);
+
+thread_local! {
+    /// The uppers of stacks made by this thread keep owners and modes in attributes.
+    pub static OWNERS_ASIDE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// How owners are kept, and in which attribute of an upper's root that stands.
+pub const ASIDE: (AsideKey, &str) = (AsideKey::User, "user.containers.override_stat");
 
 /// From now on this process puts its branches on tmpfs if there is one that can hold marks: for tables of thousands of
 /// small trees. `COWFS_TEST_DIR` goes before.
@@ -69,11 +78,16 @@ impl Stack {
 
     pub fn of(format: Format, lower_format: Format, trees: &[Tree], upper: bool) -> Self {
         let dir = fresh_dir();
-        let options = Options { format: upper.then_some(format), volatile: true, ..Options::default() };
+        let aside = (upper && OWNERS_ASIDE.get()).then_some(ASIDE.0);
+        let options = Options { format: upper.then_some(format), volatile: true, aside, ..Options::default() };
         let mut stack = Self { dir, trees: trees.to_vec(), upper, format, lower_format, options, guards: vec![] };
         for (place, tree) in trees.iter().enumerate() {
             std::fs::create_dir(stack.path(place)).unwrap();
             tree.build(&stack.branch(place), stack.format_of(place));
+        }
+        if aside.is_some() {
+            let flags = rustix::fs::XattrFlags::empty();
+            rustix::fs::setxattr(stack.path(0), ASIDE.1, b"0:0:755", flags).expect("mark the upper");
         }
         stack.guard();
         stack

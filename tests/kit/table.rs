@@ -202,6 +202,13 @@ fn sequels() -> Vec<Case> {
 }
 
 impl Case {
+    /// Whether owner or mode of something is made, changed or copied: what owners in attributes make another way.
+    pub fn is_of_owners(&self) -> bool {
+        let op = &self.op;
+        let makes = matches!(op, Op::Create(..) | Op::Mkdir(..) | Op::Symlink(..) | Op::Mknod(..));
+        makes || matches!(op, Op::Chmod(..) | Op::Chown(..) | Op::Append(..) | Op::Truncate(..) | Op::Utimens(..))
+    }
+
     /// Whether this is a rename of a directory that has parts in a lower branch (or marks of its own), which a format
     /// without redirects answers with EXDEV.
     pub fn may_be_xdev(&self, format: Format) -> bool {

@@ -78,7 +78,7 @@ bad "a wrong word" 2 "redirect=yes'.*on\|off" -o redirect=yes low=RO:up=RW mnt
 bad "a wrong bit" 2 "fsync=2'.*0\|1" -o fsync=2 low=RO:up=RW mnt
 bad "a map of two numbers" 2 "uidmapping=0:1000'.*STORED:SHOWN:LENGTH" -o uidmapping=0:1000 low=RO:up=RW mnt
 bad "a user's name" 2 "squash_to_uid=joe'.*UID, a number" -o squash_to_uid=joe low=RO:up=RW mnt
-bad "what is not there" 2 "xattr_permissions=2'.*not supported" -o lowerdir=low,upperdir=up,workdir=up2,xattr_permissions=2 mnt
+bad "what is not there" 2 "xattr_permissions=3'.*0.1.2" -o lowerdir=low,upperdir=up,workdir=up2,xattr_permissions=3 mnt
 bad "what would be a lie" 2 "umask=022'.*always those of the branches" -o umask=022 low=RO:up=RW mnt
 bad "what contradicts" 2 "'allow_other' and 'allow_root'" -o allow_other,allow_root low=RO:up=RW mnt
 bad "upperdir without lowerdir" 2 "upperdir='up' without lowerdir=" -o upperdir=up mnt

@@ -99,14 +99,9 @@ pub fn device_moved(is: u64, was: u64, roots: [Arc<OwnedFd>; 2]) -> Result<()> {
     Ok(())
 }
 
-/// Whether another filesystem than the one on the device `dev` is seen on it.
-pub fn is_taken(dev: u64) -> bool {
-    MOVED.read().iter().any(|(_, was)| *was == dev)
-}
-
 /// Only these devices are still to be seen: the numbers of others may become other filesystems'.
 pub fn keep_moved(seen: impl Fn(u64) -> bool) {
-    MOVED.write().retain(|(_, was)| seen(*was));
+    MOVED.write().retain(|moved| seen(moved.was));
 }
 
 /// The number by which a device was known from the start.

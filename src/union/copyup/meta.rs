@@ -4,7 +4,8 @@
 use std::ffi::{CStr, CString};
 
 use crate::sys::creds::privileged;
-use crate::union::branch::{At, Stat};
+use crate::union::branch::aside::is_key;
+use crate::union::branch::{Aside, At, Stat};
 use crate::union::error::{Errno, Result};
 use crate::union::marks::overlay::is_private;
 use crate::union::types::SetTime;
@@ -34,11 +35,20 @@ pub fn copy(from: &At, was: &Stat, to: &At) -> Result<()> {
             done => done?,
         }
     }
-    copy_xattrs(from, to)?;
+    copy_xattrs(from, to, |key| !is_private(key))?;
     if !was.kind().is_symlink() {
         to.chmod(mode)?;
     }
     Ok(())
+}
+
+/// As `copy`, where the upper keeps owner and mode `aside`: `shown` are those of `from`, whose own stat is `own`. ACLs, which would be about the inode's owner, are left out.
+///
+/// # Errors
+/// Those of setxattr(2) and chmod(2).
+pub fn copy_aside(from: &At, (own, shown): (&Stat, &Stat), to: &At, aside: Aside) -> Result<()> {
+    copy_xattrs(from, to, |key| !is_private(key) && !is_key(key) && !key.starts_with(ACL))?;
+    aside.begin(to, own.kind(), shown)
 }
 
 /// Gives `to` the times of `was`.
@@ -49,8 +59,11 @@ pub fn copy_times(was: &Stat, to: &At) -> Result<()> {
     to.set_times(Some(SetTime::At(was.atime)), Some(SetTime::At(was.mtime)))
 }
 
-fn copy_xattrs(from: &At, to: &At) -> Result<()> {
-    for key in from.xattr_names()?.split(|&b| b == 0).filter(|key| !key.is_empty() && !is_private(key)) {
+/// How the names of POSIX ACLs begin.
+pub const ACL: &[u8] = b"system.posix_acl_";
+
+fn copy_xattrs(from: &At, to: &At, counts: impl Fn(&[u8]) -> bool) -> Result<()> {
+    for key in from.xattr_names()?.split(|&b| b == 0).filter(|key| !key.is_empty() && counts(key)) {
         let key = CString::new(key).map_err(|_| Errno::INVAL)?;
         let Some(value) = from.xattr(&key)? else { continue };
         match to.set_xattr(&key, &value, 0) {
@@ -65,5 +78,5 @@ fn copy_xattrs(from: &At, to: &At) -> Result<()> {
 }
 
 fn is_right(key: &[u8]) -> bool {
-    key.starts_with(b"security.") || key.starts_with(b"system.posix_acl_")
+    key.starts_with(b"security.") || key.starts_with(ACL)
 }

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use rustix::fs::{FileType, OFlags, RenameFlags};
 
 use crate::sys::creds::privileged;
-use crate::union::branch::{At, Stat, change};
+use crate::union::branch::{Aside, At, Stat, change};
 use crate::union::error::{Errno, Result, best_effort};
 use crate::union::fault::step;
 use crate::union::marks::origin;
@@ -32,6 +32,8 @@ pub struct Source<'a> {
     pub at: &'a At,
     /// Its attributes.
     pub stat: &'a Stat,
+    /// The same with the owner, group and mode that the union shows.
+    pub shown: &'a Stat,
     /// The lower file that has its data, if it has none of its own.
     pub data: Option<&'a At>,
     /// What of a regular file is wanted.
@@ -66,6 +68,8 @@ pub struct Workshop<'a> {
     pub volatile: bool,
     /// The upper is another machine's.
     pub remote: bool,
+    /// How the upper keeps owners and modes, if not in its inodes.
+    pub aside: Option<Aside>,
 }
 
 /// A finished copy that nobody sees yet.
@@ -144,7 +148,10 @@ impl<'a> Workshop<'a> {
 
     fn finish(&self, source: &Source<'_>, copy: &At) -> Result<()> {
         self.mark_origin(source, copy)?;
-        meta::copy(source.at, source.stat, copy)?;
+        match self.aside {
+            Some(aside) => meta::copy_aside(source.at, (source.stat, source.shown), copy, aside)?,
+            None => meta::copy(source.at, source.shown, copy)?,
+        }
         if source.is_cut() {
             // What shows up is the file after it was cut, whatever happens next.
             return copy.set_times(None, Some(SetTime::Now));

@@ -6,16 +6,15 @@ use std::sync::atomic::Ordering;
 use rustix::fs::OFlags;
 
 use crate::sys::ioctl;
+use crate::union::branch::Stat;
+use crate::union::branch::aside::{Change, set_id};
 use crate::union::engine::Union;
 use crate::union::error::{During, Errno, Result, best_effort};
 use crate::union::fault::step;
 use crate::union::node::Node;
 use crate::union::types::{Attr, Caller, HandleId, NodeId, SetAttr};
 
-const SET_UID: u32 = 0o4000;
-const SET_GID: u32 = 0o2000;
 const OWNER_READ: u32 = 0o0400;
-const GROUP_EXEC: u32 = 0o0010;
 
 impl Union {
     /// Changes what `set` names and returns all attributes. A size cuts before a copy is made: what is cut off is not
@@ -41,15 +40,15 @@ impl Union {
         }
         // Who brings something into the directory unseen puts its times back.
         let _names = node.is_dir().then(|| node.children.read());
-        let of_nothing = *set == SetAttr::default() && is_chown_of_nothing(&node, caller)?;
+        let of_nothing = *set == SetAttr::default() && self.is_chown_of_nothing(&node, caller)?;
+        if *set == SetAttr::default() && !of_nothing {
+            // Somebody is about to write: the kernel believes what it is answered now, and asks no more after the write.
+            self.drop_set_id(&node, caller)?;
+        }
+        let chown = set.uid.is_some() || set.gid.is_some() || of_nothing;
+        let change = Change { chown, uid: set.uid, gid: set.gid, mode: set.mode };
+        self.change_owner(&node, &change).during("change attributes of", id)?;
         node.with(|at| {
-            if set.uid.is_some() || set.gid.is_some() || of_nothing {
-                at.chown(set.uid, set.gid)?;
-            }
-            // After chown, which takes set-id bits away.
-            if let Some(mode) = set.mode {
-                at.chmod(mode)?;
-            }
             if set.atime.is_some() || set.mtime.is_some() {
                 at.set_times(set.atime, set.mtime)?;
             }
@@ -107,9 +106,39 @@ impl Union {
         if caller.uid == 0 {
             return Ok(());
         }
-        let mode = node.with(|at| at.stat())?.mode;
-        let lost = mode & SET_UID | if mode & GROUP_EXEC != 0 { mode & SET_GID } else { 0 };
-        if lost == 0 { Ok(()) } else { node.with(|at| at.chmod(mode & !lost)) }
+        let mode = self.stat_shown(node)?.mode;
+        let lost = set_id(mode);
+        let change = Change { mode: Some(mode & !lost), ..Change::default() };
+        if lost == 0 { Ok(()) } else { self.change_owner(node, &change) }
+    }
+
+    /// Changes owner, group and mode of the upper's object, as chown(2) and then chmod(2), which puts set-id bits back.
+    fn change_owner(&self, node: &Arc<Node>, change: &Change) -> Result<()> {
+        if let Some(aside) = self.stack.upper()?.aside {
+            // Alone: what is there is read, changed and written.
+            let body = node.body.write();
+            return if change.chown || change.mode.is_some() { aside.change(&body.at()?, change) } else { Ok(()) };
+        }
+        node.with(|at| {
+            if change.chown {
+                at.chown(change.uid, change.gid)?;
+            }
+            change.mode.map_or(Ok(()), |mode| at.chmod(mode))
+        })
+    }
+
+    fn stat_shown(&self, node: &Node) -> Result<Stat> {
+        let body = node.body.read();
+        self.shown(&body, &body.at()?.stat()?)
+    }
+
+    /// Whether a request that changes nothing is a chown(2) to nobody by the owner, which takes set-id bits away. The other
+    /// such request comes before a write to a file with capabilities, which are gone by then.
+    fn is_chown_of_nothing(&self, node: &Node, caller: &Caller) -> Result<bool> {
+        if node.lost_capabilities.swap(false, Ordering::AcqRel) {
+            return Ok(false);
+        }
+        Ok(caller.uid == 0 || self.stat_shown(node)?.uid == caller.uid)
     }
 
     /// FS_IOC_GETFLAGS.
@@ -133,15 +162,6 @@ impl Union {
         step("set flags")?;
         ioctl::set_inode_flags(std::os::fd::AsFd::as_fd(&fd), flags).map_err(no_flags)
     }
-}
-
-/// Whether a request that changes nothing is a chown(2) to nobody by the owner, which takes set-id bits away. The other
-/// such request comes before a write to a file with capabilities, which are gone by then.
-fn is_chown_of_nothing(node: &Node, caller: &Caller) -> Result<bool> {
-    if node.lost_capabilities.swap(false, Ordering::AcqRel) {
-        return Ok(false);
-    }
-    Ok(caller.uid == 0 || node.with(|at| at.stat())?.uid == caller.uid)
 }
 
 fn open_for_flags(node: &Node) -> Result<std::os::fd::OwnedFd> {

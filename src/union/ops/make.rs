@@ -3,7 +3,8 @@
 //! The creating call runs with the caller's user, group and umask in the directory where the object is to be, so that
 //! set-group-id directories, default ACLs and quotas come right by themselves. Where a whiteout takes up the name
 //! (overlay format), the object is made in a nursery instead: a directory in the stage that passes on the same group
-//! and ACLs, and replaces the whiteout in one rename.
+//! and ACLs, and replaces the whiteout in one rename. Where the upper keeps owners aside, the object is the daemon's, and
+//! always made in the stage: what the call cannot give it (owner, group, mode) is stored before anybody sees it.
 
 use std::ffi::{CString, OsStr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -13,7 +14,7 @@ use std::sync::Arc;
 use rustix::fs::{FileType, OFlags, RenameFlags};
 
 use crate::sys::creds::{Assumed, privileged};
-use crate::union::branch::{At, RealDir, change};
+use crate::union::branch::{Aside, At, RealDir, Stat, change};
 use crate::union::engine::Union;
 use crate::union::error::{During, Errno, Result, best_effort};
 use crate::union::handle::OpenFile;
@@ -28,6 +29,7 @@ use crate::union::types::{Attr, Caller, Entry, Generation, HandleId, NodeId};
 const DEFAULT_ACL: &std::ffi::CStr = c"system.posix_acl_default";
 
 const OWNER_ALL: u32 = 0o0700;
+const SET_GID: u32 = 0o2000;
 
 /// A free name in the upper, with the lock on its directory's names.
 struct Free<'a> {
@@ -108,20 +110,26 @@ impl Union {
         let parent = self.table.get(parent)?;
         let name = self.checked_name(&parent, name)?;
         self.in_free(&parent, &name, |free| {
-            let mut as_caller = |dir: BorrowedFd<'_>, name: &Name| {
-                let _assumed = Assumed::new(caller.uid, caller.gid, caller.umask)?;
-                act(dir, name)
-            };
-            if free.hidden && free.upper.writer.in_place() {
-                let nursery = free.nursery()?;
-                let inner = nursery.open_dir()?;
-                as_caller(inner.as_fd(), &nursery.name)?;
-                change::rename(&inner, &nursery.name, free.dir.fd()?, &free.name.clone(), RenameFlags::empty())?;
+            let in_place = free.hidden && free.upper.writer.in_place();
+            if let Some(aside) = free.upper.aside {
+                let replacing = if in_place { RenameFlags::empty() } else { free.replacing_nothing() };
+                free.made_aside(aside, caller, &mut act)?.publish(free.dir.fd()?, free.name, replacing)?;
             } else {
-                as_caller(free.dir.fd()?.as_fd(), free.name)?;
-                if free.hidden {
-                    free.upper.writer.uncover(&free.dir, free.name);
+                let mut as_caller = |dir: BorrowedFd<'_>, name: &Name| {
+                    let _assumed = Assumed::new(caller.uid, caller.gid, caller.umask)?;
+                    act(dir, name)
+                };
+                if in_place {
+                    let nursery = free.nursery()?;
+                    let inner = nursery.open_dir()?;
+                    as_caller(inner.as_fd(), &nursery.name)?;
+                    change::rename(&inner, &nursery.name, free.dir.fd()?, &free.name.clone(), RenameFlags::empty())?;
+                } else {
+                    as_caller(free.dir.fd()?.as_fd(), free.name)?;
                 }
+            }
+            if free.hidden && !in_place {
+                free.upper.writer.uncover(&free.dir, free.name);
             }
             self.enter_made(free)
         })
@@ -135,39 +143,50 @@ impl Union {
         let parent = self.table.get(parent)?;
         let name = self.checked_name(&parent, name)?;
         self.in_free(&parent, &name, |free| {
+            let make = |dir: BorrowedFd<'_>, name: &Name| change::mkdir(dir, name, mode & 0o7777);
             let as_caller = |dir: BorrowedFd<'_>, name: &Name| {
                 let _assumed = Assumed::new(caller.uid, caller.gid, caller.umask)?;
-                change::mkdir(dir, name, mode & 0o7777)
+                make(dir, name)
             };
             let writer = &free.upper.writer;
-            if free.hidden && writer.in_place() {
-                let nursery = free.nursery()?;
-                let inner = nursery.open_dir()?;
-                as_caller(inner.as_fd(), &nursery.name)?;
-                let made = At::Name(Arc::new(rustix::io::fcntl_dupfd_cloexec(&inner, 0)?), nursery.name.clone());
-                let mode = made.stat()?.mode;
-                // A daemon without privilege needs an owner's rights to leave the mark and to move the directory.
-                let lacking = !privileged() && mode & OWNER_ALL != OWNER_ALL;
-                if lacking {
-                    made.chmod(mode | OWNER_ALL)?;
-                }
-                writer.seal(open_dir(inner.as_fd(), &nursery.name)?.as_fd(), &free.dir, free.name)?;
-                change::rename(&inner, &nursery.name, free.dir.fd()?, free.name, RenameFlags::EXCHANGE)?;
-                if lacking {
-                    best_effort("give a directory its mode", free.dir.at(free.name).and_then(|at| at.chmod(mode)));
-                }
-            } else {
-                // The mark beside the name makes the new directory opaque from its first moment on.
-                as_caller(free.dir.fd()?.as_fd(), free.name)?;
-                if free.hidden {
-                    let object = open_dir(free.dir.fd()?.as_fd(), free.name);
-                    let sealed = object.and_then(|object| writer.seal(object.as_fd(), &free.dir, free.name));
-                    if sealed.is_err() {
-                        best_effort("take back a directory", change::rmdir(free.dir.fd()?, free.name));
+            let in_place = free.hidden && writer.in_place();
+            match free.upper.aside {
+                Some(aside) => {
+                    let staged = free.made_aside(aside, caller, make)?;
+                    if in_place {
+                        writer.seal(staged.open_dir()?.as_fd(), &free.dir, free.name)?;
                     }
-                    sealed?;
-                    writer.sealed_in_place(&free.dir, free.name);
+                    let replacing = if in_place { RenameFlags::EXCHANGE } else { free.replacing_nothing() };
+                    staged.publish(free.dir.fd()?, free.name, replacing)?;
                 }
+                None if in_place => {
+                    let nursery = free.nursery()?;
+                    let inner = nursery.open_dir()?;
+                    as_caller(inner.as_fd(), &nursery.name)?;
+                    let made = At::Name(Arc::new(rustix::io::fcntl_dupfd_cloexec(&inner, 0)?), nursery.name.clone());
+                    let mode = made.stat()?.mode;
+                    // A daemon without privilege needs an owner's rights to leave the mark and to move the directory.
+                    let lacking = !privileged() && mode & OWNER_ALL != OWNER_ALL;
+                    if lacking {
+                        made.chmod(mode | OWNER_ALL)?;
+                    }
+                    writer.seal(open_dir(inner.as_fd(), &nursery.name)?.as_fd(), &free.dir, free.name)?;
+                    change::rename(&inner, &nursery.name, free.dir.fd()?, free.name, RenameFlags::EXCHANGE)?;
+                    if lacking {
+                        best_effort("give a directory its mode", free.dir.at(free.name).and_then(|at| at.chmod(mode)));
+                    }
+                }
+                None => as_caller(free.dir.fd()?.as_fd(), free.name)?,
+            }
+            if free.hidden && !in_place {
+                // The mark beside the name makes the new directory opaque from its first moment on.
+                let object = open_dir(free.dir.fd()?.as_fd(), free.name);
+                let sealed = object.and_then(|object| writer.seal(object.as_fd(), &free.dir, free.name));
+                if sealed.is_err() {
+                    best_effort("take back a directory", change::rmdir(free.dir.fd()?, free.name));
+                }
+                sealed?;
+                writer.sealed_in_place(&free.dir, free.name);
             }
             self.enter_made(free)
         })
@@ -278,6 +297,42 @@ impl Free<'_> {
             nursery.set_xattr(DEFAULT_ACL, &acl, 0)?;
         }
         Ok(staged)
+    }
+}
+
+impl<'a> Free<'a> {
+    /// An object made by `act` in the stage, owned by the caller for all but the branch's filesystem.
+    fn made_aside(
+        &self,
+        aside: Aside,
+        caller: &Caller,
+        mut act: impl FnMut(BorrowedFd<'_>, &Name) -> Result<()>,
+    ) -> Result<Staged<'a>> {
+        let staged = self.upper.stage.temp()?;
+        act(staged.dir(), &staged.name)?;
+        let at = At::Name(Arc::new(rustix::io::fcntl_dupfd_cloexec(staged.dir(), 0)?), staged.name.clone());
+        let own = at.stat()?;
+        let parent = self.dir.itself()?;
+        let parent = aside.shown(&parent, &parent.stat()?)?;
+        let mut shown = Stat { uid: caller.uid, gid: caller.gid, ..own };
+        if own.is_dir() {
+            // The stage's.
+            shown.mode &= !SET_GID;
+        }
+        if !own.kind().is_symlink() {
+            shown.mode &= !(caller.umask & 0o777);
+        }
+        if parent.mode & SET_GID != 0 {
+            shown.gid = parent.gid;
+            shown.mode |= if own.is_dir() { SET_GID } else { 0 };
+        }
+        aside.begin(&at, own.kind(), &shown)?;
+        Ok(staged)
+    }
+
+    /// How an object is renamed to the name.
+    fn replacing_nothing(&self) -> RenameFlags {
+        if self.upper.stage.can.rename_flags { RenameFlags::NOREPLACE } else { RenameFlags::empty() }
     }
 }
 

@@ -176,6 +176,7 @@ impl Union {
             // Copied up meanwhile, or before under another of its names: its names are counted otherwise.
             (stat_of(&body)?, body.data_at()?.0.stat()?)
         };
+        let stat = self.shown(&body, &stat)?;
         Ok(Attr {
             ino: node.ino,
             size: data.size,
@@ -191,6 +192,15 @@ impl Union {
             blksize: stat.blksize,
             settled: self.is_settled(&body),
         })
+    }
+
+    /// `stat`, that of the object whose body is given, with the owner, group and mode that the union shows.
+    fn shown(&self, body: &Body, stat: &Stat) -> Result<Stat> {
+        // What was left behind when its branch went shows what its inode says.
+        match self.stack.branch(body.branch).ok().and_then(|branch| branch.aside) {
+            None => Ok(*stat),
+            Some(aside) => aside.shown(&body.at()?, stat),
+        }
     }
 
     /// Whether only requests change what `node` shows. A directory with lower parts shows their changes too.

@@ -70,7 +70,7 @@ impl Union {
             self.know_data(&node)?;
         }
         let body = node.body.read();
-        let stat = stat_of(&body)?;
+        let stat = self.shown(&body, &stat_of(&body)?)?;
         Ok(match body.data_place() {
             Some(place) => Facts { in_upper: false, stat: Stat { mode: stat.mode, ..place.at()?.stat()? } },
             None => Facts { in_upper: self.stack.is_upper(body.branch), stat },

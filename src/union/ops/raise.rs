@@ -85,11 +85,12 @@ impl Union {
     ) -> Result<Copy<'a>> {
         // One that is gone has no file that the copy could be taken for.
         let branch = self.stack.branch(branch).ok();
+        let shown = branch.and_then(|branch| branch.aside).map_or(Ok(*stat), |aside| aside.shown(at, stat))?;
         let uuid = branch.filter(|branch| branch.handles).map(|branch| branch.uuid);
         // Of another filesystem that is mounted inside the branch the tag is not known.
         let here = branch.filter(|branch| stat.dev == branch.root.identity().0);
         let tag = here.filter(|branch| !(branch.handles && branch.unique)).map(|branch| branch.tag);
-        let source = Source { at, stat, data, wanted, uuid, tag };
+        let source = Source { at, stat, shown: &shown, data, wanted, uuid, tag };
         upper.workshop().copy(&source).during("copy up", at)
     }
 
