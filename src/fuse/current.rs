@@ -2,11 +2,10 @@
 //!
 //! Invariants: who uses the union has the slot locked for reading for as long as that takes, once (a second time on the same
 //! thread could wait for who waits for the first); so whoever has it locked for writing has no request beside him. Nobody
-//! keeps the union itself. Nothing is told to the kernel while the slot is locked for writing.
+//! keeps the union itself to ask it something. Nothing is told to the kernel while the slot is locked for writing.
 //!
 //! Not here: what becomes of nodes and open files (`ops::over`).
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -14,6 +13,8 @@ use std::time::{Duration, Instant};
 use parking_lot::{RwLock, RwLockWriteGuard};
 
 use crate::fuse::notify::Notices;
+use crate::fuse::pulse;
+use crate::fuse::reply::caught;
 use crate::union::ops::behind::Stale;
 use crate::union::{NewLowers, Union};
 
@@ -41,21 +42,23 @@ impl Current {
     /// Exchanges the lowers and tells the kernel by `notices`.
     pub(super) fn exchange(self: Arc<Self>, notices: Arc<Notices>) -> Arc<Exchange> {
         Arc::new(move |lowers| {
-            let done = catch_unwind(AssertUnwindSafe(|| self.put(lowers)));
-            notices.tell_all(done.map_err(|_| "the branches cannot be changed: see the log".to_owned())??);
+            notices.tell_all(caught("exchange", || self.put(lowers)).ok_or_else(mistake)??);
             Ok(())
         })
     }
 
     /// Returns what the kernel must not trust any more.
     fn put(&self, lowers: NewLowers) -> Result<Vec<Stale>, String> {
-        // Opening the branches may take long, and is in nobody's way.
-        let new = self.with(|union| union.over(lowers))?;
+        // Opening the branches may take long, or for ever, and is in nobody's way.
+        let now = self.0.read().clone();
+        let new = now.over(lowers)?;
+        drop(now);
         let Some(mut slot) = self.alone() else {
             let seconds = PATIENCE.as_secs();
             return Err(format!("busy: requests have been under way for {seconds} s; nothing has changed"));
         };
-        let (mut stale, changed) = new.succeed(&slot)?;
+        let (mut stale, changed) =
+            pulse::beside("exchange", || caught("exchange", || new.succeed(&slot)).ok_or_else(mistake))??;
         let old = std::mem::replace(&mut *slot, Arc::new(new));
         drop(slot);
         // With the last descriptors of branches that are not there any more.
@@ -80,4 +83,8 @@ impl Current {
     pub fn with<T>(&self, body: impl FnOnce(&Union) -> T) -> T {
         body(&self.0.read())
     }
+}
+
+fn mistake() -> String {
+    "a mistake of the daemon: see the log".to_owned()
 }

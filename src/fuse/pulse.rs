@@ -9,7 +9,7 @@
 
 use std::cell::OnceCell;
 use std::fmt::Write;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -28,7 +28,7 @@ const MOST: usize = 64;
 
 /// What one serving thread is at.
 struct Server {
-    thread: i32,
+    thread: AtomicI32,
     beat: Mutex<Beat>,
 }
 
@@ -53,6 +53,8 @@ static WATCH: OnceLock<Watch> = OnceLock::new();
 static SERVERS: Mutex<Vec<Arc<Server>>> = Mutex::new(Vec::new());
 /// How many threads serve, those included that have not had a request yet.
 static THREADS: AtomicUsize = AtomicUsize::new(usize::MAX);
+/// Whoever is at what all requests wait for; one at a time.
+static BESIDE: OnceLock<Arc<Server>> = OnceLock::new();
 static BUSY: AtomicUsize = AtomicUsize::new(0);
 static LOOKING: AtomicBool = AtomicBool::new(false);
 
@@ -79,11 +81,7 @@ pub(super) fn during(request: &'static str, body: impl FnOnce()) {
         None => body(),
         Some(server) => {
             awake::asked();
-            let count = {
-                let mut beat = server.beat.lock();
-                *beat = Beat { count: beat.count.wrapping_add(1), request: Some(request) };
-                beat.count
-            };
+            let count = server.begin(request);
             let busy = BUSY.fetch_add(1, Ordering::Relaxed) + 1;
             if !LOOKING.load(Ordering::Relaxed) {
                 look_if_needed(busy);
@@ -95,12 +93,41 @@ pub(super) fn during(request: &'static str, body: impl FnOnce()) {
     });
 }
 
+/// Runs `body`, for which all requests wait: the watchdog looks after it as after a request.
+pub(super) fn beside<T>(request: &'static str, body: impl FnOnce() -> T) -> T {
+    if WATCH.get().is_none() {
+        return body();
+    }
+    let server = BESIDE.get_or_init(enlist);
+    server.thread.store(this_thread(), Ordering::Relaxed);
+    let count = server.begin(request);
+    look_if_needed(0);
+    let done = body();
+    *server.beat.lock() = Beat { count, request: None };
+    done
+}
+
+impl Server {
+    fn begin(&self, request: &'static str) -> u64 {
+        let mut beat = self.beat.lock();
+        *beat = Beat { count: beat.count.wrapping_add(1), request: Some(request) };
+        beat.count
+    }
+}
+
 fn register() -> Option<Arc<Server>> {
     WATCH.get()?;
-    let thread = rustix::thread::gettid().as_raw_nonzero().get();
-    let server = Arc::new(Server { thread, beat: Mutex::default() });
+    Some(enlist())
+}
+
+fn enlist() -> Arc<Server> {
+    let server = Arc::new(Server { thread: this_thread().into(), beat: Mutex::default() });
     SERVERS.lock().push(server.clone());
-    Some(server)
+    server
+}
+
+fn this_thread() -> i32 {
+    rustix::thread::gettid().as_raw_nonzero().get()
 }
 
 fn look_if_needed(busy: usize) {
@@ -122,7 +149,8 @@ fn look(watch: &Watch) {
     let mut last_work = Instant::now();
     while last_work.elapsed() < IDLE {
         sleep(LOOK);
-        let servers: Vec<_> = SERVERS.lock().iter().map(|server| (server.thread, *server.beat.lock())).collect();
+        let servers: Vec<_> =
+            SERVERS.lock().iter().map(|server| (server.thread.load(Ordering::Relaxed), *server.beat.lock())).collect();
         let now = Instant::now();
         seen.resize(servers.len(), (0, now));
         let mut stuck = Vec::new();

@@ -183,15 +183,18 @@ impl Answers {
 
 /// Runs the body of a request. If it panics its reply object is dropped, which makes fuser answer EIO.
 pub(super) fn guard(request: &'static str, body: impl FnOnce()) {
-    during(request, || caught(request, body));
+    during(request, || caught(request, body).unwrap_or_default());
 }
 
-fn caught(request: &str, body: impl FnOnce()) {
-    if let Err(panic) = catch_unwind(AssertUnwindSafe(body)) {
+/// What `body` returns; `None`, and a line in the log, if it panics.
+pub(super) fn caught<T>(request: &str, body: impl FnOnce() -> T) -> Option<T> {
+    let done = catch_unwind(AssertUnwindSafe(body));
+    let logged = done.inspect_err(|panic| {
         let message = panic.downcast_ref::<&str>().copied();
         let message = message.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
         log::error!("{request}: panic: {}; answered EIO", message.unwrap_or("(no message)"));
-    }
+    });
+    logged.ok()
 }
 
 pub(super) fn reply_empty(result: Result<()>, reply: ReplyEmpty) {

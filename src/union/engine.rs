@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use rustix::fs::AtFlags;
 
 use crate::union::branch::At;
-use crate::union::branch::at::stat;
+use crate::union::branch::at::{is_taken, stat};
 use crate::union::branch::fds::DirFds;
 use crate::union::branch::list::list_fd;
 use crate::union::copyup::meta::copy_times;
@@ -145,6 +145,13 @@ impl Union {
         for (at, source) in new.lowers.into_iter().enumerate() {
             if source.writable {
                 return Err(format!("{}: the writable branch of a union cannot be exchanged", source.label));
+            }
+            let label = source.label.clone();
+            let device = rustix::fs::fstat(&source.root).map_err(|errno| format!("{label}: {errno}"))?.st_dev;
+            if is_taken(device) {
+                return Err(format!(
+                    "{label}: its filesystem has the number of one that was mounted anew meanwhile; mount it once more, elsewhere"
+                ));
             }
             lowers.push(lower(uppers + at, source, self.fds.clone(), self.stack.reads_user_marks())?);
         }

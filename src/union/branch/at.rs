@@ -81,6 +81,16 @@ pub fn device_moved(is: u64, was: u64) {
     ANY_MOVED.store(true, Ordering::Release);
 }
 
+/// Whether another filesystem than the one on the device `dev` is seen on it.
+pub fn is_taken(dev: u64) -> bool {
+    MOVED.read().iter().any(|(_, was)| *was == dev)
+}
+
+/// Only these devices are still to be seen: the numbers of others may become other filesystems'.
+pub fn keep_moved(seen: impl Fn(u64) -> bool) {
+    MOVED.write().retain(|(_, was)| seen(*was));
+}
+
 /// The number by which a device was known from the start.
 fn device_known_as(dev: u64) -> u64 {
     if !ANY_MOVED.load(Ordering::Acquire) {

@@ -20,6 +20,7 @@ use rustix::fs::OFlags;
 use smallvec::SmallVec;
 
 use crate::union::branch::At;
+use crate::union::branch::at::keep_moved;
 use crate::union::branch::list::list;
 use crate::union::engine::{NewLowers, Union};
 use crate::union::error::{Errno, Result, best_effort};
@@ -311,6 +312,7 @@ impl Plan<'_> {
                 }
             }
         }
+        keep_moved(|device| new.stack.branches.iter().any(|branch| branch.root.identity().0 == device));
         new.readings.clear();
         table.note_again();
         parents.into_iter().for_each(|parent| table.release(parent));
