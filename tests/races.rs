@@ -28,19 +28,30 @@ struct Outcome {
 
 fn trees() -> Vec<Tree> {
     let lower = Tree::new(2).file("a", "the data of a").file("b", "of b").file("h1", "linked").link("h1", "d/h2");
-    let lower = lower.file("three", "3").link("three", "d/three").link("three", "d/e/three");
     vec![Tree::new(1), lower.file("d/x", "of x").file("d/e/y", "of y").file("other", "o")]
 }
 
+fn with_three_names() -> Vec<Tree> {
+    let lower = Tree::new(2).file("three", "3").link("three", "d/three").link("three", "e/three");
+    vec![Tree::new(1), lower]
+}
+
 /// In what state the files are that the operations meet.
-fn states() -> Vec<(&'static str, Vec<Op>)> {
+struct State {
+    word: &'static str,
+    trees: fn() -> Vec<Tree>,
+    beforehand: Vec<Op>,
+}
+
+fn states() -> Vec<State> {
     let renamed = |path: &str| [Op::Rename(p(path), p("t"), 0), Op::Rename(p("t"), p(path), 0)];
     let both = |op: fn(Vec<u8>) -> Op| vec![op(p("a")), op(p("b"))];
+    let state = |word, beforehand| State { word, trees, beforehand };
     vec![
-        ("in the lower", vec![]),
-        ("without data", both(|path| Op::Chmod(path, 0o640))),
-        ("without data, whatever their names", ["a", "b"].into_iter().flat_map(renamed).collect()),
-        ("in the upper", both(|path| Op::Append(path, p("!")))),
+        state("in the lower", vec![]),
+        state("without data", both(|path| Op::Chmod(path, 0o640))),
+        state("without data, whatever their names", ["a", "b"].into_iter().flat_map(renamed).collect()),
+        state("in the upper", both(|path| Op::Append(path, p("!")))),
     ]
 }
 
@@ -106,16 +117,16 @@ fn may_meet(one: &Op, other: &Op) -> bool {
     locked(other).iter().all(|lock| !of_one.contains(lock))
 }
 
-fn start(format: Format, state: &[Op]) -> (Stack, EngineFs) {
-    let stack = Stack::new(format, &trees());
+fn start(format: Format, state: &State) -> (Stack, EngineFs) {
+    let stack = Stack::new(format, &(state.trees)());
     let engine = stack.engine(Dcache::Nothing);
-    for op in state {
+    for op in &state.beforehand {
         op.run(&engine).unwrap_or_else(|errno| panic!("beforehand: {op:?}: {errno}"));
     }
     (stack, engine)
 }
 
-fn one_after_the_other(format: Format, state: &[Op], ops: [&Op; 2], order: [usize; 2]) -> Outcome {
+fn one_after_the_other(format: Format, state: &State, ops: [&Op; 2], order: [usize; 2]) -> Outcome {
     let (_stack, engine) = start(format, state);
     let mut answers = [Ok(String::new()), Ok(String::new())];
     for n in order {
@@ -165,7 +176,8 @@ fn same(one: &Outcome, answers: &[Answer; 2], shown: &Snapshot) -> Result<(), St
 }
 
 /// All that is wrong with these two, at whatever step.
-fn quarrel(format: Format, (word, state): &(&str, Vec<Op>), ops: [&Op; 2]) -> String {
+fn quarrel(format: Format, state: &State, ops: [&Op; 2]) -> String {
+    let word = state.word;
     let serial = [[0, 1], [1, 0]].map(|order| one_after_the_other(format, state, ops, order));
     let mut wrong = String::new();
     for at in 0.. {
@@ -188,7 +200,7 @@ fn quarrel(format: Format, (word, state): &(&str, Vec<Op>), ops: [&Op; 2]) -> St
     wrong
 }
 
-fn all_pairs(format: Format, states: &[(&str, Vec<Op>)]) {
+fn all_pairs(format: Format, states: &[State]) {
     kit::in_memory();
     let operations = operations();
     let jobs: Vec<_> = states.iter().flat_map(|state| operations.iter().map(move |op| (state, op))).collect();
@@ -199,7 +211,7 @@ fn all_pairs(format: Format, states: &[(&str, Vec<Op>)]) {
             threads.spawn(|| {
                 loop {
                     let Some((state, first)) = jobs.lock().unwrap().pop() else { break };
-                    let matters = |op: &Op| state.1.is_empty() || concerns_data(op);
+                    let matters = |op: &Op| state.beforehand.is_empty() || concerns_data(op);
                     if !matters(first) {
                         continue;
                     }
@@ -219,12 +231,13 @@ fn all_pairs(format: Format, states: &[(&str, Vec<Op>)]) {
 #[test]
 fn names_are_counted_beside_a_copy_up() {
     kit::in_memory();
+    let state = State { word: "in the lower", trees: with_three_names, beforehand: vec![] };
     let changes =
-        [Op::Patch(p("three"), 0, p("+")), Op::Patch(p("d/three"), 0, p("+")), Op::Chmod(p("d/e/three"), 0o600)];
+        [Op::Patch(p("three"), 0, p("+")), Op::Patch(p("d/three"), 0, p("+")), Op::Chmod(p("e/three"), 0o600)];
     for (format, change) in
         [Format::Overlay, Format::Oci].into_iter().flat_map(|format| changes.iter().map(move |op| (format, op)))
     {
-        let wrong = quarrel(format, &("in the lower", vec![]), [&Op::Counts(p("d/three")), change]);
+        let wrong = quarrel(format, &state, [&Op::Counts(p("d/three")), change]);
         assert!(wrong.is_empty(), "{wrong}");
     }
 }
