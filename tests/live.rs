@@ -12,6 +12,8 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use cowfs::union::name::Name;
+use cowfs::union::ops::behind::Stale;
 use cowfs::union::options::Format;
 use cowfs::union::types::{Caller, NodeId};
 use cowfs::union::{NewLowers, Union};
@@ -398,6 +400,36 @@ fn directories_of_the_upper_move_as_before() {
         }
         fs.close(open).unwrap();
     });
+}
+
+/// What was looked for in vain is known to the kernel alone, so it is told of every name that comes.
+#[test]
+fn names_that_come_are_told() {
+    if !kit::can_build() {
+        return;
+    }
+    let marked = lower(3).file(".wh.only-4", "").file("d/.wh.new", "");
+    let stack = Stack::new(Format::Overlay, &[upper(), lower(2), marked, lower(4).file("d/new", "new")]);
+    let live = Live::with(stack, &[1], Dcache::Keep);
+    Snapshot::of(&live.fs);
+    let mut union = live.fs.union();
+    let d = live.fs.node_of(b"d").unwrap();
+    let mut over = |lowers: &[usize], marks: bool| {
+        let mut lowers = paths(&live.stack, lowers);
+        lowers.iter_mut().for_each(|lower| lower.oci_whiteouts = marks);
+        let lowers = lowers.iter().map(BranchPath::open).collect();
+        let next = union.over(NewLowers { lowers, covered: vec![] }).unwrap();
+        let (_, changed) = next.succeed(&union).unwrap();
+        let told = next.absent_until_now(&changed);
+        union = Arc::new(next);
+        [(NodeId::ROOT, "only-4"), (d, "new")]
+            .map(|(dir, name)| told.contains(&Stale::Perhaps(dir, Name::new(name).unwrap())))
+    };
+    assert_eq!(over(&[1, 2], false), [false; 2]);
+    assert_eq!(over(&[1, 2, 3], true), [true; 2]);
+    // The same directories, in which the marks do not count any more.
+    assert_eq!(over(&[1, 2, 3], false), [true; 2]);
+    assert_eq!(over(&[1, 2, 3], false), [false; 2]);
 }
 
 #[test]

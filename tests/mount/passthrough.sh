@@ -823,4 +823,57 @@ during("one copy-up of 512 MiB", ["large"], 0.3)
 during("eight copy-ups of 64 MiB", [f"part{n}" for n in range(1, 9)], 0.5)
 EOF
 ends
+
+# Other lowers under files that are passed, mapped and executed: what is open goes on with what it has, what is opened anew has the new.
+rm -rf one two up && mkdir -p one/gone two up
+python <<'EOF'
+for lower, sign in (("one", b"1"), ("two", b"2")):
+    write_file(f"{lower}/binary", b"\0BIN" + sign * 300_000)
+    write_file(f"{lower}/bare", b"\0BIN" + sign * (200_000 if lower == "one" else 100_000))
+    write_file(f"{lower}/text", sign * 100)
+EOF
+cp "$(command -v sleep)" one/program && cp "$(command -v sleep)" two/program
+check "a union to be exchanged mounts" union -o allow_other up=RW:one=RO "$T/ufs"
+python <<'EOF'
+import mmap
+import subprocess
+
+T = os.environ["T"]
+
+
+def over(*lowers):
+    listed = ":".join([f"{T}/{lower}=RO" for lower in lowers] + [f"{T}/up=RW"])
+    subprocess.run([os.environ["COWFS"], "-o", "remount,branches=" + listed, f"{T}/ufs"], check=True)
+
+
+os.chmod("ufs/bare", 0o640)
+fds = {name: os.open(f"ufs/{name}", os.O_RDONLY) for name in ("binary", "bare", "text")}
+maps = {name: mmap.mmap(fd, 0, prot=mmap.PROT_READ) for name, fd in fds.items()}
+sizes = {name: os.fstat(fd).st_size for name, fd in fds.items()}
+gone = os.open("ufs/gone", os.O_RDONLY | os.O_DIRECTORY)
+running = subprocess.Popen([f"{T}/ufs/program", "60"])
+for lowers in (["two"], ["two", "one"], ["one", "two"], [], ["one"], ["two"]):
+    over(*lowers)
+    case = f"over {lowers}: "
+    for name, fd in fds.items():
+        old = (os.pread(fd, 5, 10), maps[name][sizes[name] - 5:], os.fstat(fd).st_size)
+        equal(case + name + ", open since before", old, (b"11111", b"11111", sizes[name]))
+        if lowers:
+            wanted = read_file(f"{lowers[0]}/{name}")
+            new = (read_file(f"ufs/{name}") == wanted, os.stat(f"ufs/{name}").st_size)
+            equal(case + name + ", opened anew", new, (True, len(wanted)))
+    check(case + "a program runs on", running.poll() is None)
+equal("attributes that were copied up stay", os.stat("ufs/bare").st_mode & 0o777, 0o640)
+for name in ("binary", "bare"):
+    append_file(f"ufs/{name}", b"end")
+    equal(f"{name} is copied up from the new lower", read_file(f"ufs/{name}")[-5:], b"22end")
+    equal(f"{name}, open since before, after that", os.pread(fds[name], 5, 10), b"11111")
+os.fchmod(fds["text"], 0o600)
+mode = (os.fstat(fds["text"]).st_mode & 0o777, os.fstat(fds["text"]).st_nlink, os.stat("ufs/text").st_mode & 0o777)
+equal("a mode by a descriptor whose name leads elsewhere", mode, (0o600, 0, 0o644))
+equal("a directory that is gone", [attempt(os.fstat, gone), attempt(os.stat, "ufs/gone")], [errno.ESTALE, errno.ENOENT])
+running.kill()
+running.wait()
+EOF
+ends
 finish

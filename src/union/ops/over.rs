@@ -270,7 +270,7 @@ impl Plan<'_> {
             let upper = new.stack.is_upper(body.branch);
             match fate {
                 Fate::Stays(stay) => {
-                    if node.is_dir() && identities(&body.layers).ne(identities(&stay.seen.layers)) {
+                    if node.is_dir() && read_as(&body.layers, old).ne(read_as(&stay.seen.layers, new)) {
                         changed.push(node.id);
                     }
                     if node.is_dir() || stay.other_data {
@@ -350,8 +350,10 @@ impl Body {
     }
 }
 
-fn identities(layers: &Layers) -> impl Iterator<Item = (u64, u64)> {
-    layers.iter().map(|layer| layer.identity())
+/// The real directories, and whether `.wh.` files count in them.
+fn read_as(layers: &Layers, union: &Union) -> impl Iterator<Item = ((u64, u64), bool)> {
+    let oci = |branch| union.stack.branch(branch).is_ok_and(|branch| branch.reader.oci);
+    layers.iter().map(move |layer| (layer.identity(), oci(layer.branch)))
 }
 
 /// Where the branch that was `branch` is in the new stack.
