@@ -318,7 +318,8 @@ fn what_was_deleted_is_not_what_has_its_number_later() {
         let fs = &live.fs;
         // Of their own: they are changed while no union has them.
         let [old, new] = ["old", "new"].map(|name| live.stack.dir().join(name));
-        let over = |path: &Path| fs.exchange(&[BranchPath { path: path.into(), ..paths(&live.stack, &[1])[0].clone() }]);
+        let over =
+            |path: &Path| fs.exchange(&[BranchPath { path: path.into(), ..paths(&live.stack, &[1])[0].clone() }]);
         let copied = Command::new("cp").arg("-a").arg(live.stack.path(1)).arg(&old).status().unwrap();
         assert!(copied.success());
         std::fs::create_dir(&new).unwrap();

@@ -19,9 +19,9 @@ use std::sync::atomic::Ordering;
 use rustix::fs::OFlags;
 use smallvec::SmallVec;
 
-use crate::union::branch::{At, Presence};
 use crate::union::branch::at::keep_moved;
 use crate::union::branch::list::list;
+use crate::union::branch::{At, Presence};
 use crate::union::engine::{NewLowers, Union};
 use crate::union::error::{Errno, Result, best_effort};
 use crate::union::name::Name;
