@@ -310,6 +310,34 @@ fn removed_directories_stay_removed_and_gone_ones_come_again() {
     });
 }
 
+/// A name that is deleted while the lower that has it is away comes again with it, and then the copy has a name more than are
+/// counted: it must not go with the last that is.
+#[test]
+fn a_copy_does_not_go_while_a_name_leads_to_it() {
+    let linked = lower(2).file("l/a", "two names").link("l/a", "l/b");
+    for by_rename in [false, true] {
+        tell(&[upper(), linked.clone(), lower(3)], &[1], |live| {
+            let fs = &live.fs;
+            fs.write(b"l/a", b"mine").unwrap();
+            live.over(&[2]);
+            fs.unlink(b"l/a").unwrap();
+            live.over(&[1]);
+            let open = fs.open(b"l/b", OFlags::RDONLY, 0).unwrap();
+            assert_eq!((read(fs, b"l/a"), read(fs, b"l/b")), ("mine".into(), "mine".into()));
+            if by_rename {
+                fs.write(b"l/c", b"another").unwrap();
+                fs.rename(b"l/c", b"l/b", 0).unwrap();
+            } else {
+                fs.unlink(b"l/b").unwrap();
+            }
+            assert_eq!(read(fs, b"l/a"), "mine");
+            assert_eq!((fs.pread(open, 0, 100).unwrap(), fs.fstat(open).unwrap().size), (b"mine".into(), 4));
+            fs.close(open).unwrap();
+            live.check(&[1]);
+        });
+    }
+}
+
 /// What was copied up, and deleted while somebody had it, is not what later has the number of the lower object it was copied from:
 /// by a move from one lower to another, or because the number of a filesystem, or of a file, is used again.
 #[test]

@@ -250,7 +250,9 @@ fn writable(
     // Whoever owns a file here could set its attribute, which would count again the next time.
     if let (None, Some(key)) = (options.aside, keys_of(&root).unwrap_or_default().first()) {
         let word = option_for(key);
-        return Err(format!("{label}: it keeps owners and modes in the attribute {key:?}; use xattr_permissions={word}"));
+        return Err(format!(
+            "{label}: it keeps owners and modes in the attribute {key:?}; use xattr_permissions={word}"
+        ));
     }
     let was = root.stat().map_err(fail)?;
     let stage = Stage::open(source.root.as_fd(), workdir).map_err(|errno| {
