@@ -129,10 +129,11 @@ struct Known<'a> {
 }
 
 /// The tag of each lower's filesystem, and whether its uuid is its own. Filesystems that tell nothing of themselves (FUSE, 9p,
-/// squashfs), and those that tell the same, as the copies of one image do, are known by the path of their first branch.
+/// squashfs), and those that tell the same, as the copies of one image do, are known by the path of one of their branches: the
+/// first in the alphabet, so that it does not depend on the order of the branches.
 fn tell_apart(lowers: &[Known<'_>]) -> Vec<(u64, bool)> {
     let told = |of: &Known<'_>| {
-        let first = lowers.iter().find(|other| other.dev == of.dev).unwrap_or(of);
+        let first = lowers.iter().filter(|other| other.dev == of.dev).min_by_key(|other| other.label).unwrap_or(of);
         let shared = |same: &dyn Fn(&Known<'_>) -> bool| lowers.iter().any(|other| other.dev != of.dev && same(other));
         let tag = match first.tag {
             0 => tag_of_path(first.label),
@@ -363,7 +364,8 @@ mod tests {
             (vec![known(1, 1, 7, "/precise"), known(2, 2, 8, "/b")], vec![(7, true), (8, true)]),
             // Two branches of one.
             (vec![known(1, 1, 7, "/precise"), known(1, 1, 7, "/b")], vec![(7, true), (7, true)]),
-            (vec![known(1, 0, 0, "/precise"), known(1, 0, 0, "/b")], vec![(a, false), (a, false)]),
+            (vec![known(1, 0, 0, "/precise"), known(1, 0, 0, "/b")], vec![(b, false), (b, false)]),
+            (vec![known(1, 0, 0, "/b"), known(1, 0, 0, "/precise")], vec![(b, false), (b, false)]),
             // Nothing is known of them.
             (vec![known(1, 0, 0, "/precise"), known(2, 0, 0, "/b")], vec![(a, false), (b, false)]),
             // Copies of one image; subvolumes; an overlay of one of two.
