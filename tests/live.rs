@@ -7,6 +7,7 @@
 
 mod kit;
 
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
@@ -498,6 +499,31 @@ fn names_that_come_are_told() {
     // The same directories, in which the marks do not count any more.
     assert_eq!(over(&[1, 2, 3], false), [true; 2]);
     assert_eq!(over(&[1, 2, 3], false), [false; 2]);
+}
+
+/// So is what is in a directory that was shown empty, because another branch lay there.
+#[test]
+fn names_that_are_uncovered_are_told() {
+    if !kit::can_build() {
+        return;
+    }
+    let stack = Stack::new(Format::Overlay, &[upper(), lower(2)]);
+    let live = Live::with(stack, &[1], Dcache::Keep);
+    let dir = std::fs::metadata(live.stack.path(1).join("dir-2")).unwrap();
+    let mut union = live.fs.union();
+    let node = union.lookup(NodeId::ROOT, "dir-2".as_ref()).unwrap().node;
+    let mut over = |covered| {
+        let lowers = paths(&live.stack, &[1]).iter().map(BranchPath::open).collect();
+        let next = union.over(NewLowers { lowers, covered }).unwrap();
+        let (_, changed) = next.succeed(&union).unwrap();
+        let there = next.lookup(node, "f".as_ref()).map(|entry| next.forget(entry.node, 1)).is_ok();
+        union = Arc::new(next);
+        (there, changed.contains(&node))
+    };
+    assert_eq!(over(vec![(dir.dev(), dir.ino())]), (false, true));
+    assert_eq!(over(vec![]), (true, true));
+    assert_eq!(over(vec![]), (true, false));
+    union.forget(node, 1);
 }
 
 #[test]
