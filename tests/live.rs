@@ -310,6 +310,74 @@ fn removed_directories_stay_removed_and_gone_ones_come_again() {
     });
 }
 
+/// A name that is deleted while the lower that has it is away comes again with it, and then the copy has a name more than are
+/// counted: it must not go with the last that is.
+#[test]
+fn a_copy_does_not_go_while_a_name_leads_to_it() {
+    let linked = lower(2).file("l/a", "two names").link("l/a", "l/b");
+    for by_rename in [false, true] {
+        tell(&[upper(), linked.clone(), lower(3)], &[1], |live| {
+            let fs = &live.fs;
+            fs.write(b"l/a", b"mine").unwrap();
+            live.over(&[2]);
+            fs.unlink(b"l/a").unwrap();
+            live.over(&[1]);
+            let open = fs.open(b"l/b", OFlags::RDONLY, 0).unwrap();
+            assert_eq!((read(fs, b"l/a"), read(fs, b"l/b")), ("mine".into(), "mine".into()));
+            if by_rename {
+                fs.write(b"l/c", b"another").unwrap();
+                fs.rename(b"l/c", b"l/b", 0).unwrap();
+            } else {
+                fs.unlink(b"l/b").unwrap();
+            }
+            assert_eq!(read(fs, b"l/a"), "mine");
+            assert_eq!((fs.pread(open, 0, 100).unwrap(), fs.fstat(open).unwrap().size), (b"mine".into(), 4));
+            fs.close(open).unwrap();
+            live.check(&[1]);
+        });
+    }
+}
+
+/// What was copied up, and deleted while somebody had it, is not what later has the number of the lower object it was copied from:
+/// by a move from one lower to another, or because the number of a filesystem, or of a file, is used again.
+#[test]
+fn what_was_deleted_is_not_what_has_its_number_later() {
+    tell(&[upper(), lower(2)], &[], |live| {
+        let fs = &live.fs;
+        // Of their own: they are changed while no union has them.
+        let [old, new] = ["old", "new"].map(|name| live.stack.dir().join(name));
+        let over =
+            |path: &Path| fs.exchange(&[BranchPath { path: path.into(), ..paths(&live.stack, &[1])[0].clone() }]);
+        let copied = Command::new("cp").arg("-a").arg(live.stack.path(1)).arg(&old).status().unwrap();
+        assert!(copied.success());
+        std::fs::create_dir(&new).unwrap();
+        over(&old).unwrap();
+        let file = fs.open(b"only-2", OFlags::RDWR, 0).unwrap();
+        fs.pwrite(file, 0, b"mine").unwrap();
+        fs.unlink(b"only-2").unwrap();
+        let dir = fs.union().lookup(NodeId::ROOT, "dir-2".as_ref()).unwrap().node;
+        fs.chmod(b"dir-2", 0o700).unwrap();
+        fs.unlink(b"dir-2/f").unwrap();
+        fs.rmdir(b"dir-2").unwrap();
+        live.over(&[]);
+        for (from, to) in [("only-2", "moved"), ("dir-2", "moved-dir")] {
+            std::fs::rename(old.join(from), new.join(to)).unwrap();
+        }
+        over(&new).unwrap();
+        assert_eq!(read(fs, b"moved"), "of 2");
+        assert_eq!(read(fs, b"moved-dir/f"), "of 2");
+        assert_eq!(fs.pread(file, 0, 100).unwrap(), b"mine");
+        assert_eq!(fs.fstat(file).unwrap().nlink, 0);
+        assert_eq!(fs.union().readdir(dir, 0, &mut |_| true), Err(Errno::NOENT));
+        fs.close(file).unwrap();
+        fs.union().forget(dir, 1);
+        fs.forget();
+        assert_eq!(fs.union().known_nodes(), 1);
+        live.over(&[]);
+        live.check(&[]);
+    });
+}
+
 /// Something in a new lower cannot be read: nothing has changed then.
 #[test]
 fn a_refusal_changes_nothing() {

@@ -10,6 +10,7 @@ use cowfs::union::Union;
 use cowfs::union::fault::{self, Action};
 use cowfs::union::options::Format;
 use cowfs::union::types::{Caller, NodeId};
+use kit::stack::{ASIDE, OWNERS_ASIDE};
 use kit::{Dcache, EngineFs, Errno, Fs, OFlags, Stack, Tree};
 
 fn empty() -> Tree {
@@ -454,4 +455,21 @@ fn a_copy_without_a_name_or_an_index_entry_leaves_the_other_names_alone() {
             break;
         }
     }
+}
+
+/// A node was counted for whoever looked it up, and its attributes could not be told: nobody could forget it.
+#[test]
+fn a_look_up_that_fails_is_not_counted() {
+    OWNERS_ASIDE.set(true);
+    let mut stack = Stack::new(Format::Overlay, &[empty(), lower().file("d/odd", "data")]);
+    for (path, value) in [("", &b"0:0:755"[..]), ("d", b"0:0:755"), ("d/odd", b"nonsense")] {
+        let path = stack.path(1).join(path);
+        rustix::fs::setxattr(path, ASIDE.1, value, rustix::fs::XattrFlags::empty()).unwrap();
+    }
+    stack.guard();
+    let union = engine(&stack).union();
+    let dir = union.lookup(NodeId::ROOT, "d".as_ref()).unwrap().node;
+    assert_eq!(union.lookup(dir, "odd".as_ref()).err(), Some(Errno::IO));
+    union.forget(dir, 1);
+    assert_eq!(union.known_nodes(), 1);
 }

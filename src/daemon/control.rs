@@ -183,8 +183,11 @@ impl Office {
     fn unfollow(&self, before: &[OwnedFd], roots: &[OwnedFd], exchanged: bool) {
         let Some(watch) = &self.watch else { return };
         let (gone, there) = if exchanged { (before, roots) } else { (roots, before) };
-        gone.iter().for_each(|on| watch.remove(on.as_fd()));
-        // One filesystem may have lowers of both kinds.
+        let device = |on: &OwnedFd| rustix::fs::fstat(on).map(|stat| stat.st_dev);
+        let stays: Vec<_> = there.iter().map(device).collect();
+        // One that stays is heard of all the time: what was missed meanwhile would be trusted for a day.
+        gone.iter().filter(|on| !stays.contains(&device(on))).for_each(|on| watch.remove(on.as_fd()));
+        // One filesystem may have more than one device number (btrfs).
         for on in there {
             if let Err(refusal) = watch.add(on.as_fd()) {
                 log::error!("{refusal}");

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use rustix::fs::AtFlags;
 
+use crate::union::branch::aside::{keys_of, option_for};
 use crate::union::branch::at::stat;
 use crate::union::branch::fds::DirFds;
 use crate::union::branch::list::list_fd;
@@ -246,6 +247,13 @@ fn writable(
     let held = held_formats(source.root.as_fd()).map_err(fail)?;
     let wanted = wanted_format(&label, &held, options.format)?;
     let root = At::Dir(Arc::new(source.root.try_clone().map_err(|error| format!("{label}: {error}"))?));
+    // Whoever owns a file here could set its attribute, which would count again the next time.
+    if let (None, Some(key)) = (options.aside, keys_of(&root).unwrap_or_default().first()) {
+        let word = option_for(key);
+        return Err(format!(
+            "{label}: it keeps owners and modes in the attribute {key:?}; use xattr_permissions={word}"
+        ));
+    }
     let was = root.stat().map_err(fail)?;
     let stage = Stage::open(source.root.as_fd(), workdir).map_err(|errno| {
         format!("{label}: the upper's private area cannot be set up there: {errno}; take a directory elsewhere")

@@ -106,8 +106,9 @@ impl Table {
                 Entry::Vacant(vacant) => {
                     let identity = seen.identity;
                     let node = Arc::new(Node::new(id, seen, index, Some(link)));
+                    let own = id.0 == node.ino.0 && !is_alias(id.0);
                     vacant.insert(node.clone());
-                    if is_alias(id.0) {
+                    if !own {
                         // Once more: an alias that leads nowhere yet may have been swept away.
                         self.aliases.insert(identity, id);
                     }

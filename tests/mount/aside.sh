@@ -143,6 +143,8 @@ check "unmounts" unmount ufs
 mkdir work
 refuse "not without the option" "branch \"upper\" keeps owners and modes in the attribute \"$KEY\".*xattr_permissions=2" \
 	timeout 10 "$COWFS" -o lowerdir=lower,upperdir=upper,workdir=work ufs
+refuse "nor as any other union: what its users would set there must not count one day" "upper: it keeps owners and modes in .*use xattr_permissions=2" \
+	timeout 10 "$COWFS" -o cow upper=RW:lower=RO ufs
 refuse "nor with the other one" "upper: it keeps owners and modes in .*use xattr_permissions=2" timeout 10 "$COWFS" -o cow,xattr_permissions=1 upper=RW:lower=RO ufs
 tree lower exact >lower.after
 tree layer exact >layer.after

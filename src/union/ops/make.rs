@@ -277,9 +277,7 @@ impl Union {
         let generation = Generation::of(stat.btime);
         let seen = Seen { ino, generation, kind: stat.kind(), identity, branch: Stack::UPPER, layers, lost: None };
         let link = Link { parent: free.parent.clone(), name: free.name.clone(), branch: Stack::UPPER };
-        let node = self.table.enter(seen, None, link);
-        let attr = self.attr(&node, &stat)?;
-        Ok((node, attr))
+        self.told(self.table.enter(seen, None, link), &stat)
     }
 }
 

@@ -66,8 +66,21 @@ impl Union {
             }
             Found::Leaf(dir, _) => self.enter_leaf(parent, name, &dir, &mut stat)?,
         };
-        let attr = self.attr(&node, &stat)?;
-        Ok((node, attr))
+        self.told(node, &stat)
+    }
+
+    /// A node that has just been counted, and what it shows. If that cannot be told, nobody hears of it.
+    fn told(&self, node: Arc<Node>, stat: &Stat) -> Result<(Arc<Node>, Attr)> {
+        let attr = self.attr(&node, stat);
+        let id = node.id;
+        match attr {
+            Ok(attr) => Ok((node, attr)),
+            Err(errno) => {
+                drop(node);
+                self.forget(id, 1);
+                Err(errno)
+            }
+        }
     }
 
     /// The node for the file `name` in `parent`, found in `dir` with the attributes `stat`.

@@ -19,9 +19,9 @@ use std::sync::atomic::Ordering;
 use rustix::fs::OFlags;
 use smallvec::SmallVec;
 
-use crate::union::branch::At;
 use crate::union::branch::at::keep_moved;
 use crate::union::branch::list::list;
+use crate::union::branch::{At, Presence};
 use crate::union::engine::{NewLowers, Union};
 use crate::union::error::{Errno, Result, best_effort};
 use crate::union::name::Name;
@@ -284,7 +284,7 @@ impl Plan<'_> {
                 }
                 Fate::Unseen(held) => {
                     table.adopt(body.identity, node.id);
-                    (body.held, body.before) = (held, None);
+                    body.held = held;
                 }
                 Fate::Leaves(held) => {
                     node.left_behind.store(true, Ordering::Release);
@@ -294,6 +294,8 @@ impl Plan<'_> {
                 Fate::Nameless if upper && current(&node) && !node.is_dir() => table.adopt(body.identity, node.id),
                 Fate::Nameless => body.layers.retain(|layer| new.stack.is_upper(layer.branch)),
             }
+            // What it was copied from may lie elsewhere now, or be no more, and its number another's.
+            body.before = None;
             if !upper && body.links.is_empty() && node.id != NodeId::ROOT {
                 body.branch = moved(body.branch, old, new);
                 if body.branch == Stack::NOWHERE {
@@ -325,8 +327,7 @@ impl Body {
     fn stay(&mut self, stay: Stay) {
         let Stay { seen, index, links, data, .. } = stay;
         (self.branch, self.identity, self.layers) = (seen.branch, seen.identity, seen.layers);
-        // Who has seen it before it was copied up has entered it.
-        (self.links, self.index, self.before, self.held) = (links, index, None, None);
+        (self.links, self.index, self.held) = (links, index, None);
         if let Some(data) = data {
             self.data = data;
         }
@@ -346,14 +347,14 @@ impl Body {
         if held.is_none() || matches!(self.data, Data::Unknown) {
             self.data = Data::Own;
         }
-        (self.held, self.index, self.before) = (held, None, None);
+        (self.held, self.index) = (held, None);
     }
 }
 
-/// The real directories, and whether `.wh.` files count in them.
-fn read_as(layers: &Layers, union: &Union) -> impl Iterator<Item = ((u64, u64), bool)> {
+/// The real directories, whether they are shown empty, and whether `.wh.` files count in them.
+fn read_as(layers: &Layers, union: &Union) -> impl Iterator<Item = ((u64, u64), Presence, bool)> {
     let oci = |branch| union.stack.branch(branch).is_ok_and(|branch| branch.reader.oci);
-    layers.iter().map(move |layer| (layer.identity(), oci(layer.branch)))
+    layers.iter().map(move |layer| (layer.identity(), layer.presence, oci(layer.branch)))
 }
 
 /// Where the branch that was `branch` is in the new stack.

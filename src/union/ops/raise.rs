@@ -66,7 +66,8 @@ impl Union {
         let dir = link.parent.upper_dir(&self.stack).ok_or(Errno::STALE)?;
         let fresh = copy.at().stat()?;
         self.table.adopt(fresh.identity(), node.id);
-        self.publish(upper, copy, &dir, &link.name)?;
+        let unfind = |_: &Errno| self.table.unfind(fresh.identity(), node.id);
+        self.publish(upper, copy, &dir, &link.name).inspect_err(unfind)?;
         let mut body = node.body.write();
         body.layers.retain(|layer| !self.stack.is_upper(layer.branch));
         body.layers.insert(0, dir.child(&link.name, &fresh, crate::union::branch::Presence::Real, false));
@@ -191,7 +192,10 @@ impl Union {
         let fresh = copy.at().stat()?;
         let entry = self.enter_index(upper, (from.branch, &stat), &copy, body.gone)?;
         self.table.adopt(fresh.identity(), node.id);
-        self.publish(upper, copy, &dir, &link.name).inspect_err(|_| self.leave_index(entry.as_ref()))?;
+        self.publish(upper, copy, &dir, &link.name).inspect_err(|_| {
+            self.table.unfind(fresh.identity(), node.id);
+            self.leave_index(entry.as_ref());
+        })?;
         self.settle_index(upper, &mut body, entry);
         body.remember(Link { branch: Stack::UPPER, ..link.clone() });
         body.before = Some(body.identity);

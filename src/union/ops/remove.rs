@@ -111,8 +111,9 @@ impl Union {
         if !lost_upper && entry.is_none() {
             self.lose_lower_name(&mut body, Some(was));
         }
+        let named = !body.links.is_empty();
         drop(body);
-        self.uncount(entry, lost_upper);
+        self.uncount(entry, lost_upper, named);
         Ok(())
     }
 
@@ -153,14 +154,17 @@ impl Union {
         Ok(entry)
     }
 
-    /// A name of an indexed file is gone: the upper's own, or one that only the lower had.
-    pub(super) fn uncount(&self, entry: Option<Name>, was_in_upper: bool) {
+    /// A name of an indexed file is gone: the upper's own, or one that only the lower had. Whether others are known that lead to
+    /// it: the count may be too low, if a name was deleted while the lower that has it was away.
+    pub(super) fn uncount(&self, entry: Option<Name>, was_in_upper: bool, named: bool) {
         let (Some(entry), Some(index), Ok(upper)) = (entry, &self.index, self.stack.upper()) else { return };
         let keys = &upper.writer.keys;
         if !was_in_upper {
             self.tidy("lower the count of names", index.lower_count(keys, &entry));
         }
-        self.tidy("remove an index entry", index.remove_if_last(keys, &entry));
+        if !named {
+            self.tidy("remove an index entry", index.remove_if_last(keys, &entry));
+        }
     }
 }
 

@@ -258,8 +258,9 @@ impl Union {
                 self.lose_lower_name(lost, was.as_ref());
             }
         }
+        let named = lost.as_ref().is_some_and(|lost| !lost.links.is_empty());
         drop((body, lost));
-        self.uncount(entry, victim_in_upper);
+        self.uncount(entry, victim_in_upper, named);
         Ok(())
     }
 
