@@ -175,8 +175,8 @@ fn plan(request: &MountRequest) -> Checked<Plan> {
         // Whoever mounted need not have said default_permissions; only ACLs make the kernel check them all the same.
         Mountpoint::Device(_) if request.noacl && request.default_permissions => {
             return Err(
-                "option 'noacl' (which squash_to_* and xattr_permissions= mean, too) on a mounted /dev/fuse: nobody \
-                        might check permissions; leave it out"
+                "option 'noacl' on a mounted /dev/fuse: nobody might check permissions; leave it out, and squash_to_* and \
+                 xattr_permissions=, which mean it, too"
                     .into(),
             );
         }

@@ -65,7 +65,7 @@ COMP_WORDS=(cowfs -o cow,lock) COMP_CWORD=2; _cowfs; echo "\${COMPREPLY[@]}"
 COMP_WORDS=(cowfs -o redirect=) COMP_CWORD=2; _cowfs; echo "\${COMPREPLY[@]}"
 COMP_WORDS=(cowfs -) COMP_CWORD=1; _cowfs; echo "\${COMPREPLY[@]}"
 B
-equal "bash completes" "$(bash bash.test | tr '\n' '|')" "cow,lock_wait=|redirect=on redirect=off|-o -f -d -s -h -V|"
+equal "bash completes" "$(bash bash.test | tr '\n' '|')" "cow,lock_wait=|redirect=on redirect=off|-o -f -d -s -N -h -V|"
 check "zsh takes it" zsh -n $C/_cowfs
 check "fish takes it" fish --no-config -n $C/cowfs.fish
 equal "fish completes" "$(fish --no-config -c "source $C/cowfs.fish; complete -C 'cowfs -o cow,lock_w'" | head -n 1 | cut -f1)" "cow,lock_wait="
