@@ -93,8 +93,8 @@ fn warn(request: &RemountRequest, look: &Look) {
 /// For how long a union that is busy is tried again.
 const PATIENCE: Duration = Duration::from_millis(500);
 
-/// Changes the flags; the working directory is a true /proc. The kernel lets go of a closed file of a FUSE mount only when the daemon has been told, a moment after
-/// close(2): on other filesystems it would be free by now.
+/// Changes the flags; the working directory is a true /proc. The kernel lets go of a closed file of a FUSE mount only when
+/// the daemon has been told, a moment after close(2): on other filesystems it would be free by now.
 fn change(root: &OwnedFd, flags: Flags) -> Result<(), Errno> {
     let start = Instant::now();
     loop {

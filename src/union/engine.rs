@@ -9,7 +9,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use rustix::fs::AtFlags;
 
-use crate::union::branch::aside::{keys_of, option_for};
+use crate::union::branch::aside::{keys_of, to_be_named};
 use crate::union::branch::at::stat;
 use crate::union::branch::fds::DirFds;
 use crate::union::branch::list::list_fd;
@@ -138,11 +138,12 @@ impl Union {
         Ok(Self { stack, fds, numbers, table, handles, readings, index, gone, crossing, workdir, aside })
     }
 
-    /// The same union over other lowers: what is known, and the upper, are shared. Changes nothing.
+    /// The same union over other lowers: what is known, and the upper, are shared. Changes nothing. It is not to be asked anything
+    /// before it has succeeded this one (`ops::over`).
     ///
     /// # Errors
-    /// As `open`.
-    pub(super) fn over_lowers(&self, new: NewLowers) -> std::result::Result<Self, String> {
+    /// A complete sentence that quotes the offending branch.
+    pub fn over(&self, new: NewLowers) -> std::result::Result<Self, String> {
         let uppers = usize::from(self.stack.upper.is_some());
         let mut lowers = Vec::with_capacity(new.lowers.len());
         for (at, source) in new.lowers.into_iter().enumerate() {
@@ -249,10 +250,7 @@ fn writable(
     let root = At::Dir(Arc::new(source.root.try_clone().map_err(|error| format!("{label}: {error}"))?));
     // Whoever owns a file here could set its attribute, which would count again the next time.
     if let (None, Some(key)) = (options.aside, keys_of(&root).unwrap_or_default().first()) {
-        let word = option_for(key);
-        return Err(format!(
-            "{label}: it keeps owners and modes in the attribute {key:?}; use xattr_permissions={word}"
-        ));
+        return Err(format!("{label}: {}", to_be_named(key)));
     }
     let was = root.stat().map_err(fail)?;
     let stage = Stage::open(source.root.as_fd(), workdir).map_err(|errno| {

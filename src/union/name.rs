@@ -69,6 +69,11 @@ impl std::fmt::Debug for Name {
     }
 }
 
+/// A path from some root as redirects spell it: a slash before each name.
+pub fn spelled(path: &[Name]) -> Vec<u8> {
+    path.iter().flat_map(|name| [b"/", name.as_bytes()].concat()).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -76,6 +76,11 @@ pub fn option_for(key: &CStr) -> u8 {
     if key == PRIVILEGED { 1 } else { 2 }
 }
 
+/// Why an upper that has the attribute `key` cannot be used as was asked: the rest of a sentence about it.
+pub fn to_be_named(key: &CStr) -> String {
+    format!("it keeps owners and modes in the attribute {key:?}; use xattr_permissions={}", option_for(key))
+}
+
 impl Aside {
     /// How the lower with this root keeps them; `None`: in its inodes.
     ///
@@ -100,8 +105,7 @@ impl Aside {
             return Ok(Self { key });
         }
         if let Some(key) = held.first() {
-            let word = option_for(key);
-            return Err(format!("it keeps owners and modes in the attribute {key:?}; use xattr_permissions={word}"));
+            return Err(to_be_named(key));
         }
         if !empty {
             return Err(

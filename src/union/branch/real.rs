@@ -21,7 +21,7 @@ use rustix::fs::{AtFlags, Mode, OFlags};
 use crate::union::branch::at::{At, Stat, stat};
 use crate::union::branch::fds::DirFds;
 use crate::union::error::{Errno, Result};
-use crate::union::name::Name;
+use crate::union::name::{Name, spelled};
 use crate::union::types::BranchId;
 
 /// What there is to a directory in its branch.
@@ -244,7 +244,7 @@ impl RealDir {
 
     /// The same as redirects spell it: a slash before each name.
     pub fn spelled_path(&self) -> Vec<u8> {
-        self.path().iter().flat_map(|name| [b"/", name.as_bytes()].concat()).collect()
+        spelled(&self.path())
     }
 
     /// The object `name` in it. Errors: as `fd`.

@@ -22,9 +22,9 @@ use smallvec::SmallVec;
 use crate::union::branch::at::keep_moved;
 use crate::union::branch::list::list;
 use crate::union::branch::{At, Presence};
-use crate::union::engine::{NewLowers, Union};
+use crate::union::engine::Union;
 use crate::union::error::{Errno, Result, best_effort};
-use crate::union::name::Name;
+use crate::union::name::{Name, spelled};
 use crate::union::node::{Body, Data, Link, Node, Seen};
 use crate::union::ops::behind::Stale;
 use crate::union::ops::branch_of_name;
@@ -69,14 +69,6 @@ struct Plan<'a> {
 }
 
 impl Union {
-    /// The same union over other lowers, which is not to be asked anything before it has succeeded this one. Changes nothing.
-    ///
-    /// # Errors
-    /// A complete sentence that quotes the offending branch.
-    pub fn over(&self, lowers: NewLowers) -> std::result::Result<Self, String> {
-        self.over_lowers(lowers)
-    }
-
     /// Takes the place of `old`, which nobody asks meanwhile nor later. Returns what the kernel must not trust any more, and
     /// the directories that have other layers now (see `absent_until_now`).
     ///
@@ -86,8 +78,7 @@ impl Union {
         let (open, layers, fates) = (self.handles.open_nodes(), HashMap::new(), Vec::with_capacity(self.table.len()));
         let mut plan = Plan { old, new: self, open, layers, fates };
         plan.make().map_err(|(node, errno)| {
-            let path = old.path_to(&node).unwrap_or_default();
-            let path: Vec<u8> = path.iter().flat_map(|name| [b"/", name.as_bytes()].concat()).collect();
+            let path = spelled(&old.path_to(&node).unwrap_or_default());
             format!("the new branches cannot be read at {:?}: {errno}", String::from_utf8_lossy(&path))
         })?;
         Ok(plan.carry_out())
