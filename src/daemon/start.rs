@@ -262,6 +262,7 @@ fn settle(
     let control = Control::open(Arc::new(office)).map_err(|errno| format!("no socket: {}", describe(errno)))?;
     let taken = Arc::clone(mount);
     caught.watch(control, move || taken.lock().detach()).map_err(|error| format!("cannot start a thread: {error}"))?;
+    if !std::env::var_os("COWFS_NO_NEAR").is_some() { crate::fuse::near::start(); }
     if let Some(device) = equipment.awake {
         awake::start(device).map_err(|error| format!("cannot start a thread: {error}"))?;
     }

@@ -13,6 +13,7 @@ use crate::fuse::convert::{errno, file_attr};
 use crate::fuse::notify::Notices;
 use crate::fuse::owners::Owners;
 use crate::fuse::passthrough::Modes;
+use crate::fuse::near::Asker;
 use crate::fuse::pulse::during;
 use crate::union::Union;
 use crate::union::error::Result;
@@ -181,9 +182,9 @@ impl Answers {
     }
 }
 
-/// Runs the body of a request. If it panics its reply object is dropped, which makes fuser answer EIO.
-pub(super) fn guard(request: &'static str, body: impl FnOnce()) {
-    during(request, || caught(request, body).unwrap_or_default());
+/// Runs the body of a request of `from`. If it panics its reply object is dropped, which makes fuser answer EIO.
+pub(super) fn guard(from: Asker, request: &'static str, body: impl FnOnce()) {
+    during(from, request, || caught(request, body).unwrap_or_default());
 }
 
 /// What `body` returns; `None`, and a line in the log, if it panics.
@@ -266,8 +267,8 @@ mod tests {
 
     #[test]
     fn a_panic_ends_in_the_guard() {
-        guard("test", || panic!("{}", "on purpose"));
-        guard("test", || std::panic::panic_any(7));
+        guard(0, "test", || panic!("{}", "on purpose"));
+        guard(0, "test", || std::panic::panic_any(7));
     }
 
     #[test]

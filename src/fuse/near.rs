@@ -1,0 +1,292 @@
+//! Serving a program on the processor that it runs on (`near`).
+//!
+//! A program that asks one thing after the other sleeps while it is answered, and whoever answers sleeps while it runs:
+//! between them they need one processor. The scheduler does not see that; it wakes each of them on whichever processor is
+//! idle, and waking another processor takes longer than most answers. So while one program asks often
+//!
+//! - one thread serves alone: nobody else waits at /dev/fuse, to be woken in its stead;
+//! - it stays on the processor of the program, which it looks up now and then;
+//! - it yields (`SCHED_IDLE`): its processor passes for idle then, so the program is woken there, and goes on at once; by
+//!   the time it sleeps again its next question is there, and the thread reads it without having slept.
+//!
+//! A thread that yields may be kept waiting by anybody. So a keeper looks at it every `LOOK`, and ends it as soon as requests are
+//! not answered faster than they were by all threads: what it costs when it was a mistake is a few milliseconds, and it is
+//! tried less and less often then.
+//!
+//! Invariants: only the keeper changes how a thread is scheduled, but for the processor, which the thread itself follows;
+//! whoever comes last lets it roam. When nobody serves alone all threads are as the system made them. A thread that waits for
+//! its turn is at no request, and holds nothing.
+
+use std::cell::Cell;
+use std::sync::OnceLock;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
+use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, AtomicUsize};
+use std::thread::{Builder, Thread, park_timeout, sleep};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+use rustix::io::Errno;
+
+use crate::sys::procfd;
+use crate::sys::sched::{self, Policy};
+
+/// The thread of a program that asks, by its number.
+pub(super) type Asker = u32;
+/// The kernel asks by itself.
+pub(super) const NOBODY: Asker = 0;
+
+/// So many requests in a `TICK` are worth a try: some thousand a second.
+const BURST: u64 = 24;
+const TICK: Duration = Duration::from_millis(4);
+/// How often the keeper looks.
+const LOOK: Duration = Duration::from_millis(2);
+/// How often the thread looks where the program is.
+const FOLLOW: Duration = Duration::from_micros(300);
+/// How long not to try again: after the first try in vain, and at most.
+const REST: (Duration, Duration) = (Duration::from_millis(8), Duration::from_secs(1));
+/// How long the keeper waits for work before its thread ends.
+const IDLE: Duration = Duration::from_secs(5);
+/// A request for more data than this, in bytes, is better served while the program works on what it has.
+const BULK: usize = 32 << 10;
+const NOWHERE: usize = usize::MAX;
+
+static NEAR: OnceLock<Near> = OnceLock::new();
+
+thread_local! {
+    /// This thread's number, if it serves.
+    static SERVES: Cell<i32> = const { Cell::new(0) };
+}
+
+/// All times are in ns since `start`; what is only counted may be a little wrong.
+struct Near {
+    start: Instant,
+    asked: AtomicU64,
+    /// What speaks against: how often it was somebody else who asked, or much data was asked for.
+    against: AtomicU64,
+    asker: AtomicU32,
+    /// Where the present tick began.
+    tick: Counts,
+    /// What a request took, from one to the next, when all served.
+    price: AtomicU64,
+    not_before: AtomicU64,
+    /// The thread that serves alone, or 0.
+    alone: AtomicI32,
+    /// On which processor it stays, and when it looked last.
+    at: AtomicUsize,
+    looked: AtomicU64,
+    turn: Mutex<()>,
+    over: Condvar,
+    keeper: Mutex<Option<Thread>>,
+}
+
+#[derive(Default)]
+struct Counts {
+    time: AtomicU64,
+    asked: AtomicU64,
+    against: AtomicU64,
+}
+
+/// From now on who asks often is served nearby; once a process.
+pub fn start() {
+    let zero = || AtomicU64::new(0);
+    NEAR.get_or_init(|| Near {
+        start: Instant::now(),
+        asked: zero(),
+        against: zero(),
+        asker: AtomicU32::new(NOBODY),
+        tick: Counts::default(),
+        price: zero(),
+        not_before: zero(),
+        alone: AtomicI32::new(0),
+        at: AtomicUsize::new(NOWHERE),
+        looked: zero(),
+        turn: Mutex::new(()),
+        over: Condvar::new(),
+        keeper: Mutex::new(None),
+    });
+}
+
+/// `thread`, this one, has got a request of `from`.
+pub(super) fn asked(thread: i32, from: Asker) {
+    if let Some(near) = NEAR.get() {
+        SERVES.set(thread);
+        near.asked(thread, from);
+    }
+}
+
+/// The request is for so many bytes of data.
+pub(super) fn data(length: usize) {
+    if let Some(near) = NEAR.get().filter(|_| length >= BULK) {
+        near.against.fetch_add(1, Relaxed);
+    }
+}
+
+/// The request is answered, and this thread holds nothing. Waits while another one serves alone.
+pub(super) fn served() {
+    let thread = SERVES.get();
+    if let Some(near) = NEAR.get().filter(|_| thread != 0) {
+        let must_wait = || ![0, thread].contains(&near.alone.load(Acquire));
+        if must_wait() {
+            near.over.wait_while(&mut near.turn.lock(), |()| must_wait());
+        }
+    }
+}
+
+impl Near {
+    fn now(&self) -> u64 {
+        ns(self.start.elapsed())
+    }
+
+    fn asked(&self, thread: i32, from: Asker) {
+        let asked = self.asked.fetch_add(1, Relaxed) + 1;
+        if from != NOBODY && self.asker.load(Relaxed) != from {
+            self.asker.store(from, Relaxed);
+            self.against.fetch_add(1, Relaxed);
+        }
+        match self.alone.load(Relaxed) {
+            0 => self.consider(thread, asked),
+            alone if alone == thread => self.follow(thread),
+            _ => {}
+        }
+    }
+
+    /// Begins to serve alone if many requests have come lately, and one program's.
+    fn consider(&self, thread: i32, asked: u64) {
+        let now = self.now();
+        let (tick, against) = (&self.tick, self.against.load(Relaxed));
+        let (time, requests) = (now - tick.time.load(Relaxed).min(now), asked - tick.asked.load(Relaxed).min(asked));
+        if time > ns(TICK) {
+            tick.time.store(now, Relaxed);
+            tick.asked.store(asked, Relaxed);
+            tick.against.store(against, Relaxed);
+        } else if requests >= BURST
+            && is_one(requests, against - tick.against.load(Relaxed).min(against))
+            && now >= self.not_before.load(Relaxed)
+        {
+            self.price.store(time / requests, Relaxed);
+            self.at.store(NOWHERE, Relaxed);
+            if self.alone.compare_exchange(0, thread, SeqCst, Relaxed).is_ok() {
+                self.call_keeper();
+            }
+        }
+    }
+
+    fn call_keeper(&self) {
+        let mut keeper = self.keeper.lock();
+        if let Some(keeper) = &*keeper {
+            return keeper.unpark();
+        }
+        match Builder::new().name("cowfs-near".into()).spawn(|| NEAR.get().map(Near::keep)) {
+            Ok(handle) => *keeper = Some(handle.thread().clone()),
+            Err(error) => {
+                log::warn!("near: {error}: all threads serve as before");
+                self.not_before.store(u64::MAX, Relaxed);
+                self.all_serve();
+            }
+        }
+    }
+
+    /// Goes, with this thread, where the program is.
+    fn follow(&self, thread: i32) {
+        let now = self.now();
+        if now - self.looked.load(Relaxed).min(now) < ns(FOLLOW) {
+            return;
+        }
+        self.looked.store(now, Relaxed);
+        let Ok(asker) = i32::try_from(self.asker.load(Relaxed)) else { return };
+        let Some(processor) = procfd::processor_of(asker) else { return };
+        // Where this process may not go the keeper finds that it does not pay.
+        if processor != self.at.load(Relaxed) && sched::stay_on(0, processor).is_ok() {
+            self.at.store(processor, Relaxed);
+            if self.alone.load(SeqCst) != thread {
+                complain(sched::roam(0));
+            }
+        }
+    }
+
+    /// The life of the keeper.
+    fn keep(&self) {
+        let mut rest = REST.0;
+        loop {
+            let thread = self.alone.load(Acquire);
+            if thread == 0 {
+                park_timeout(IDLE);
+                let mut keeper = self.keeper.lock();
+                if self.alone.load(SeqCst) == 0 {
+                    *keeper = None;
+                    return;
+                }
+                continue;
+            }
+            let paid = self.try_alone(thread);
+            rest = if paid == Ok(true) { REST.0 } else { (rest * 2).min(REST.1) };
+            let until = match paid {
+                Ok(true) => 0,
+                Ok(false) => self.now() + ns(rest),
+                Err(error) => {
+                    log::info!("near: {error}: all threads serve as before");
+                    u64::MAX
+                }
+            };
+            self.not_before.store(until, Relaxed);
+            self.all_serve();
+        }
+    }
+
+    /// Lets `thread` serve alone for as long as that pays; whether it ever did.
+    ///
+    /// # Errors
+    /// `EPERM` where there is no way back from yielding, or the user has chosen a way of scheduling; `EINVAL` where the
+    /// machine has more processors than this program knows of.
+    fn try_alone(&self, thread: i32) -> Result<bool, Errno> {
+        if !sched::is_usual(thread) {
+            return Err(Errno::PERM);
+        }
+        sched::set_policy(0, Policy::Yielding)?;
+        sched::set_policy(0, Policy::Usual)?;
+        sched::roam(thread)?;
+        sched::set_policy(thread, Policy::Yielding)?;
+        let price = self.price.load(Relaxed);
+        let mut looks = 0;
+        let look = || (self.now(), self.asked.load(Relaxed), self.against.load(Relaxed));
+        let (mut time, mut asked, mut against) = look();
+        loop {
+            sleep(LOOK);
+            let next = look();
+            let requests = next.1 - asked;
+            let pays = next.0 - time <= requests * price && is_one(requests, next.2 - against);
+            (time, asked, against) = next;
+            // The first time all have to find their places.
+            if !pays && looks > 0 {
+                break;
+            }
+            looks += 1;
+        }
+        complain(sched::set_policy(thread, Policy::Usual));
+        Ok(looks > 1)
+    }
+
+    /// Ends the time of who served alone.
+    fn all_serve(&self) {
+        let thread = self.alone.swap(0, SeqCst);
+        complain(sched::roam(thread));
+        drop(self.turn.lock());
+        self.over.notify_all();
+    }
+}
+
+/// Whether so many requests are one program's, where so much speaks against it.
+fn is_one(requests: u64, against: u64) -> bool {
+    against <= 2 + requests / 8
+}
+
+fn ns(time: Duration) -> u64 {
+    time.as_nanos() as u64
+}
+
+/// A thread that has ended needs nothing.
+fn complain(result: Result<(), Errno>) {
+    if let Err(error) = result && error != Errno::SRCH {
+        log::warn!("near: a serving thread cannot be scheduled as usual again: {error}");
+    }
+}
