@@ -241,7 +241,9 @@ impl Filesystem for Adapter {
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
         let caller = self.caller(request, 0);
-        self.entry(request.pid(), "symlink", reply, |union| union.symlink(node(parent), name, target.as_os_str(), &caller));
+        self.entry(request.pid(), "symlink", reply, |union| {
+            union.symlink(node(parent), name, target.as_os_str(), &caller)
+        });
     }
 
     fn rename(

@@ -12,6 +12,7 @@
 //! A thread that yields may be kept waiting by anybody. So a keeper looks at it every `LOOK`, and ends it as soon as requests are
 //! not answered faster than they were by all threads: what it costs when it was a mistake is a few milliseconds, and it is
 //! tried less and less often then.
+//! A lock that the thread holds meanwhile is held so much longer, not more.
 //!
 //! Invariants: only the keeper changes how a thread is scheduled, but for the processor, which the thread itself follows;
 //! whoever comes last lets it roam. When nobody serves alone all threads are as the system made them. A thread that waits for
@@ -207,10 +208,12 @@ impl Near {
     /// The life of the keeper.
     fn keep(&self) {
         let mut rest = REST.0;
+        let mut wait = IDLE;
         loop {
             let thread = self.alone.load(Acquire);
             if thread == 0 {
-                park_timeout(IDLE);
+                park_timeout(wait);
+                // Under the lock: who calls afterwards starts a keeper anew.
                 let mut keeper = self.keeper.lock();
                 if self.alone.load(SeqCst) == 0 {
                     *keeper = None;
@@ -218,17 +221,23 @@ impl Near {
                 }
                 continue;
             }
-            let paid = self.try_alone(thread);
-            rest = if paid == Ok(true) { REST.0 } else { (rest * 2).min(REST.1) };
-            let until = match paid {
-                Ok(true) => 0,
-                Ok(false) => self.now() + ns(rest),
+            let not_before = match self.try_alone(thread) {
+                Ok(true) => {
+                    rest = REST.0;
+                    0
+                }
+                Ok(false) => {
+                    rest = (rest * 2).min(REST.1);
+                    self.now() + ns(rest)
+                }
                 Err(error) => {
                     log::info!("near: {error}: all threads serve as before");
+                    // This thread may be one that yields, and cannot come back.
+                    wait = Duration::ZERO;
                     u64::MAX
                 }
             };
-            self.not_before.store(until, Relaxed);
+            self.not_before.store(not_before, Relaxed);
             self.all_serve();
         }
     }
@@ -286,7 +295,9 @@ fn ns(time: Duration) -> u64 {
 
 /// A thread that has ended needs nothing.
 fn complain(result: Result<(), Errno>) {
-    if let Err(error) = result && error != Errno::SRCH {
+    if let Err(error) = result
+        && error != Errno::SRCH
+    {
         log::warn!("near: a serving thread cannot be scheduled as usual again: {error}");
     }
 }

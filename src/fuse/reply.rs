@@ -10,10 +10,10 @@ use std::time::Duration;
 use fuser::{Generation, INodeNo, ReplyAttr, ReplyEmpty, ReplyEntry, ReplyWrite, ReplyXattr};
 
 use crate::fuse::convert::{errno, file_attr};
+use crate::fuse::near::Asker;
 use crate::fuse::notify::Notices;
 use crate::fuse::owners::Owners;
 use crate::fuse::passthrough::Modes;
-use crate::fuse::near::Asker;
 use crate::fuse::pulse::during;
 use crate::union::Union;
 use crate::union::error::Result;
