@@ -65,6 +65,8 @@ struct Near {
     /// What speaks against: how often it was somebody else who asked, or much data was asked for.
     against: AtomicU64,
     asker: AtomicU32,
+    /// How many other threads are at work.
+    jobs: AtomicUsize,
     /// Where the present tick began.
     tick: Counts,
     /// What a request took, from one to the next, when all served.
@@ -95,6 +97,7 @@ pub fn start() {
         asked: zero(),
         against: zero(),
         asker: AtomicU32::new(NOBODY),
+        jobs: AtomicUsize::new(0),
         tick: Counts::default(),
         price: zero(),
         not_before: zero(),
@@ -120,6 +123,14 @@ pub(super) fn data(length: usize) {
     if let Some(near) = NEAR.get().filter(|_| length >= BULK) {
         near.against.fetch_add(1, Relaxed);
     }
+}
+
+/// Runs `job`, which takes long, on a thread that does not serve: two processors are wanted meanwhile.
+pub(super) fn beside(job: impl FnOnce()) {
+    let Some(near) = NEAR.get() else { return job() };
+    near.jobs.fetch_add(1, Relaxed);
+    job();
+    near.jobs.fetch_sub(1, Relaxed);
 }
 
 /// The request is answered, and this thread holds nothing. Waits while another one serves alone.
@@ -162,6 +173,7 @@ impl Near {
             tick.against.store(against, Relaxed);
         } else if requests >= BURST
             && is_one(requests, against - tick.against.load(Relaxed).min(against))
+            && self.jobs.load(Relaxed) == 0
             && now >= self.not_before.load(Relaxed)
         {
             self.price.store(time / requests, Relaxed);
@@ -263,7 +275,8 @@ impl Near {
             sleep(LOOK);
             let next = look();
             let requests = next.1 - asked;
-            let pays = next.0 - time <= requests * price && is_one(requests, next.2 - against);
+            let pays =
+                next.0 - time <= requests * price && is_one(requests, next.2 - against) && self.jobs.load(Relaxed) == 0;
             (time, asked, against) = next;
             // The first time all have to find their places.
             if !pays && looks > 0 {

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
+use crate::fuse::near::beside;
 use crate::fuse::pulse::aside;
 
 const MOST: usize = 8;
@@ -60,7 +61,7 @@ impl Workers {
         loop {
             if let Some(job) = line.jobs.pop_front() {
                 drop(line);
-                job();
+                beside(job);
                 line = self.line.lock();
                 continue;
             }
