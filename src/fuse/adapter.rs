@@ -26,13 +26,14 @@ use crate::fuse::near::{self, Asker, NOBODY};
 use crate::fuse::notify::Notices;
 use crate::fuse::offer::{self, Agreed};
 use crate::fuse::opening::Opening;
-use crate::fuse::reply::{Answers, Settings, absent, guard, reply_empty, reply_written, reply_xattr, with_buffer};
+use crate::fuse::reply::{
+    Answers, Settings, absent, guard, reply_empty, reply_statfs, reply_written, reply_xattr, with_buffer,
+};
 use crate::fuse::session::join_spares;
 use crate::fuse::space::Space;
 use crate::fuse::worker::Workers;
 use crate::union::Union;
 use crate::union::error::{Errno, Result};
-use crate::union::name::NAME_MAX;
 use crate::union::types::{Caller, Entry, NodeId, SetAttr};
 
 /// Somebody without CAP_FSETID: the kernel has found the caller to be one.
@@ -189,18 +190,7 @@ impl Filesystem for Adapter {
         let caller = self.caller(request, 0);
         let set = self.settings.owners.to_store(set);
         self.heavy(request.pid(), "setattr", node(ino), move |adapter, union| {
-            let done = set.and_then(|set| {
-                // Who cuts by a descriptor has opened it for writing, which has split off what had to be.
-                let by_name = set.size.is_some() && fh.is_none();
-                if by_name {
-                    adapter.opening.before_truncate(union, node(ino))?;
-                }
-                let attr = union.setattr(node(ino), fh.map(handle), &set, &caller)?;
-                if by_name {
-                    adapter.opening.after_truncate(union, node(ino))?;
-                }
-                Ok(attr)
-            });
+            let done = set.and_then(|set| adapter.opening.set_attr(union, node(ino), fh.map(handle), &set, &caller));
             adapter.answers.reply_attr(union, node(ino), done, reply);
         });
     }
@@ -406,12 +396,8 @@ impl Filesystem for Adapter {
     }
 
     fn statfs(&self, request: &Request, _: INodeNo, reply: ReplyStatfs) {
-        guard(request.pid(), "statfs", || match self.space.figures(&self.current, &self.workers) {
-            Ok(fs) => {
-                reply.statfs(fs.blocks, fs.bfree, fs.bavail, fs.files, fs.ffree, fs.bsize, NAME_MAX as u32, fs.frsize);
-            }
-            Err(error) => reply.error(errno(error)),
-        });
+        let asker = request.pid();
+        guard(asker, "statfs", || reply_statfs(self.space.figures(&self.current, &self.workers), reply));
     }
 
     fn setxattr(

@@ -7,7 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use fuser::{Generation, INodeNo, ReplyAttr, ReplyEmpty, ReplyEntry, ReplyWrite, ReplyXattr};
+use fuser::{Generation, INodeNo, ReplyAttr, ReplyEmpty, ReplyEntry, ReplyStatfs, ReplyWrite, ReplyXattr};
 
 use crate::fuse::convert::{errno, file_attr};
 use crate::fuse::near::Asker;
@@ -17,8 +17,9 @@ use crate::fuse::passthrough::Modes;
 use crate::fuse::pulse::during;
 use crate::union::Union;
 use crate::union::error::Result;
+use crate::union::name::NAME_MAX;
 use crate::union::ops::behind::Stale;
-use crate::union::types::{Attr, DirEntry, Entry, Ino, NodeId, Time, Trust};
+use crate::union::types::{Attr, DirEntry, Entry, Ino, NodeId, StatFs, Time, Trust};
 
 /// The longest value, and the longest list of names, of extended attributes, in bytes: XATTR_SIZE_MAX, XATTR_LIST_MAX.
 const MAX_XATTR: usize = 64 << 10;
@@ -209,6 +210,15 @@ pub(super) fn reply_written(result: Result<usize>, reply: ReplyWrite) {
     match result {
         // No request is longer than an u32, so no result is.
         Ok(length) => reply.written(u32::try_from(length).unwrap_or(u32::MAX)),
+        Err(error) => reply.error(errno(error)),
+    }
+}
+
+pub(super) fn reply_statfs(result: Result<StatFs>, reply: ReplyStatfs) {
+    match result {
+        Ok(fs) => {
+            reply.statfs(fs.blocks, fs.bfree, fs.bavail, fs.files, fs.ffree, fs.bsize, NAME_MAX as u32, fs.frsize);
+        }
         Err(error) => reply.error(errno(error)),
     }
 }
