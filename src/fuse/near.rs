@@ -14,15 +14,16 @@
 //! tried less and less often then.
 //! A lock that the thread holds meanwhile is held so much longer, not more.
 //!
-//! Invariants: only the keeper changes how a thread is scheduled, but for the processor, which the thread itself follows;
-//! whoever comes last lets it roam. When nobody serves alone all threads are as the system made them. A thread that waits for
-//! its turn is at no request, and holds nothing.
+//! Invariants: only the keeper makes a thread yield, and ends that; only the thread itself stays on a processor, and whoever
+//! comes last lets it roam. A new thread is scheduled as the one that starts it: so serving threads start others by `spawn`
+//! only. When nobody serves alone all threads are as the system made them. A thread that waits for its turn is at no request,
+//! and holds nothing.
 
 use std::cell::Cell;
 use std::sync::OnceLock;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, AtomicUsize};
-use std::thread::{Builder, Thread, park_timeout, sleep};
+use std::thread::{Builder, JoinHandle, Thread, park_timeout, sleep};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
@@ -44,7 +45,7 @@ const LOOK: Duration = Duration::from_millis(2);
 /// How often the thread looks where the program is.
 const FOLLOW: Duration = Duration::from_micros(300);
 /// How long not to try again: after the first try in vain, and at most.
-const REST: (Duration, Duration) = (Duration::from_millis(8), Duration::from_secs(1));
+const REST: (Duration, Duration) = (Duration::from_millis(16), Duration::from_secs(1));
 /// How long the keeper waits for work before its thread ends.
 const IDLE: Duration = Duration::from_secs(5);
 /// A request for more data than this, in bytes, is better served while the program works on what it has.
@@ -61,6 +62,7 @@ thread_local! {
 /// All times are in ns since `start`; what is only counted may be a little wrong.
 struct Near {
     start: Instant,
+    /// How many requests programs have made.
     asked: AtomicU64,
     /// What speaks against: how often it was somebody else who asked, or much data was asked for.
     against: AtomicU64,
@@ -133,6 +135,26 @@ pub(super) fn beside(job: impl FnOnce()) {
     near.jobs.fetch_sub(1, Relaxed);
 }
 
+/// Starts a thread for something else than serving, from one that may serve alone; it is scheduled as usual.
+///
+/// # Errors
+/// As thread creation.
+pub(super) fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> std::io::Result<JoinHandle<()>> {
+    let alone = NEAR.get().map_or(0, |near| near.alone.load(Relaxed));
+    if alone != 0 && alone == SERVES.get() {
+        // A new thread that yields might not even begin for seconds. The keeper finds that this does not pay any more.
+        complain(sched::yield_no_more(0));
+    }
+    Builder::new().name(name.into()).spawn(move || {
+        if NEAR.get().is_some() {
+            // The keeper may have come in between; and the processor is inherited, too.
+            complain(sched::yield_no_more(0));
+            complain(sched::roam(0));
+        }
+        body();
+    })
+}
+
 /// The request is answered, and this thread holds nothing. Waits while another one serves alone.
 pub(super) fn served() {
     let thread = SERVES.get();
@@ -150,8 +172,12 @@ impl Near {
     }
 
     fn asked(&self, thread: i32, from: Asker) {
+        // The kernel's own requests, and those of programs that this process cannot see, say nothing of who asks.
+        if from == NOBODY {
+            return;
+        }
         let asked = self.asked.fetch_add(1, Relaxed) + 1;
-        if from != NOBODY && self.asker.load(Relaxed) != from {
+        if self.asker.load(Relaxed) != from {
             self.asker.store(from, Relaxed);
             self.against.fetch_add(1, Relaxed);
         }
@@ -233,39 +259,39 @@ impl Near {
                 }
                 continue;
             }
-            let not_before = match self.try_alone(thread) {
+            let pays = self.try_alone(thread);
+            let not_before = match pays {
                 Ok(true) => {
                     rest = REST.0;
                     0
                 }
                 Ok(false) => {
+                    let not_before = self.now() + ns(rest);
                     rest = (rest * 2).min(REST.1);
-                    self.now() + ns(rest)
+                    not_before
                 }
-                Err(error) => {
-                    log::info!("near: {error}: all threads serve as before");
-                    // This thread may be one that yields, and cannot come back.
-                    wait = Duration::ZERO;
-                    u64::MAX
-                }
+                Err(_) => u64::MAX,
             };
             self.not_before.store(not_before, Relaxed);
             self.all_serve();
+            if let Err(error) = pays {
+                // Not earlier: who reads the log may wait for an answer.
+                log::info!("near: {error}: all threads serve as before");
+                // There is nothing to wait for.
+                wait = Duration::ZERO;
+            }
         }
     }
 
     /// Lets `thread` serve alone for as long as that pays; whether it ever did.
     ///
     /// # Errors
-    /// `EPERM` where there is no way back from yielding, or the user has chosen a way of scheduling; `EINVAL` where the
-    /// machine has more processors than this program knows of.
+    /// `EPERM` or `EACCES` where there is no way back from yielding, or the user has chosen a way of scheduling.
     fn try_alone(&self, thread: i32) -> Result<bool, Errno> {
-        if !sched::is_usual(thread) {
+        if sched::policy(thread) != Some(Policy::Usual) {
             return Err(Errno::PERM);
         }
-        sched::set_policy(0, Policy::Yielding)?;
-        sched::set_policy(0, Policy::Usual)?;
-        sched::roam(thread)?;
+        sched::may_come_back()?;
         sched::set_policy(thread, Policy::Yielding)?;
         let price = self.price.load(Relaxed);
         let mut looks = 0;
@@ -284,7 +310,7 @@ impl Near {
             }
             looks += 1;
         }
-        complain(sched::set_policy(thread, Policy::Usual));
+        complain(sched::yield_no_more(thread));
         Ok(looks > 1)
     }
 
@@ -292,6 +318,8 @@ impl Near {
     fn all_serve(&self) {
         let thread = self.alone.swap(0, SeqCst);
         complain(sched::roam(thread));
+        // It may have begun anew, and been on its processor, before that.
+        self.at.store(NOWHERE, Relaxed);
         drop(self.turn.lock());
         self.over.notify_all();
     }

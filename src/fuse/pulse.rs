@@ -137,7 +137,7 @@ fn look_if_needed(busy: usize) {
     let Some(watch) = WATCH.get() else { return };
     let needed = watch.patience.is_some() || busy >= THREADS.load(Ordering::Relaxed);
     if needed && !LOOKING.swap(true, Ordering::Relaxed) {
-        let looking = std::thread::Builder::new().name("cowfs-watch".into()).spawn(move || look(watch));
+        let looking = near::spawn("cowfs-watch", move || look(watch));
         if let Err(error) = looking {
             log::warn!("nobody looks after the serving threads: {error}");
             LOOKING.store(false, Ordering::Relaxed);

@@ -1,8 +1,7 @@
-//! Which processor a thread of this process runs on, and what it yields to. See sched(7).
+//! Which processors a thread of this process runs on, and what it yields to. See sched(7).
 
 use rustix::io::Errno;
-use rustix::process::Pid;
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use rustix::process::{getpid, getpriority_process, setpriority_process};
 
 /// How a thread is scheduled among others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,11 +13,16 @@ pub enum Policy {
     Yielding,
 }
 
-/// Whether `thread` (0: this one) is scheduled as programs usually are; not where its user has asked for something else.
+/// By what policy `thread` (0: this one) is scheduled; `None` where its user has asked for something else, and where there is
+/// no such thread.
 #[must_use]
-pub fn is_usual(thread: i32) -> bool {
+pub fn policy(thread: i32) -> Option<Policy> {
     // SAFETY: plain integers go in and come out.
-    unsafe { libc::sched_getscheduler(thread) == libc::SCHED_OTHER }
+    match unsafe { libc::sched_getscheduler(thread) } {
+        libc::SCHED_OTHER => Some(Policy::Usual),
+        libc::SCHED_IDLE => Some(Policy::Yielding),
+        _ => None,
+    }
 }
 
 /// Schedules `thread` (0: this one) by `policy`; its nice value stays.
@@ -35,26 +39,85 @@ pub fn set_policy(thread: i32, policy: Policy) -> Result<(), Errno> {
     super::check(unsafe { libc::sched_setscheduler(thread, policy, &raw const parameters) }.into()).map(|_| ())
 }
 
-/// Keeps `thread` on one processor.
+/// Ends the yielding of `thread` (0: this one). What the user has asked for stays: any other policy, and yielding, too, where
+/// the first thread does.
+///
+/// # Errors
+/// As `set_policy`.
+pub fn yield_no_more(thread: i32) -> Result<(), Errno> {
+    let yields = |thread| policy(thread) == Some(Policy::Yielding);
+    if yields(thread) && !yields(first()) { set_policy(thread, Policy::Usual) } else { Ok(()) }
+}
+
+/// Whether a thread like this one that yields could be scheduled as usual again: the kernel asks for the same as for the way
+/// back to this thread's nice value from the next one. So it is tried without yielding: who yields may not come to the second
+/// step for a long time. Where the answer is no this thread is one nicer from now on.
+///
+/// # Errors
+/// `EPERM`, or `EACCES`: it could not; `EPERM` also for the nicest, where it cannot be tried.
+pub fn may_come_back() -> Result<(), Errno> {
+    let nice = getpriority_process(None)?;
+    if nice >= NICEST {
+        return Err(Errno::PERM);
+    }
+    setpriority_process(None, nice + 1)?;
+    setpriority_process(None, nice)
+}
+
+/// The largest nice value.
+const NICEST: i32 = 19;
+
+/// A set of processors; no kernel knows of more than 8192 (`rustix::thread::CpuSet` of 1024).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Processors([libc::c_ulong; 128]);
+
+impl Processors {
+    const ALL: Self = Self([!0; 128]);
+
+    fn only(processor: usize) -> Option<Self> {
+        let mut only = Self([0; 128]);
+        let bits = libc::c_ulong::BITS as usize;
+        *only.0.get_mut(processor / bits)? = 1 << (processor % bits);
+        Some(only)
+    }
+
+    fn of(thread: i32) -> Result<Self, Errno> {
+        let mut found = Self([0; 128]);
+        let set = (&raw mut found).cast::<libc::cpu_set_t>();
+        // SAFETY: the kernel writes so many bytes at most, which `found` has.
+        super::check(unsafe { libc::sched_getaffinity(thread, size_of::<Self>(), set) }.into())?;
+        Ok(found)
+    }
+
+    fn allow(self, thread: i32) -> Result<(), Errno> {
+        let set = (&raw const self).cast::<libc::cpu_set_t>();
+        // SAFETY: the kernel reads so many bytes at most, which `self` has.
+        super::check(unsafe { libc::sched_setaffinity(thread, size_of::<Self>(), set) }.into()).map(|_| ())
+    }
+}
+
+/// Keeps `thread` (0: this one) on one processor.
 ///
 /// # Errors
 /// As sched_setaffinity(2): `EINVAL` if this process may not use that one.
 pub fn stay_on(thread: i32, processor: usize) -> Result<(), Errno> {
-    if processor >= CpuSet::MAX_CPU {
-        return Err(Errno::INVAL);
-    }
-    let mut only = CpuSet::new();
-    only.set(processor);
-    sched_setaffinity(Pid::from_raw(thread), &only)
+    Processors::only(processor).ok_or(Errno::INVAL)?.allow(thread)
 }
 
-/// Lets `thread` run wherever the first thread of this process may.
+/// Lets `thread` (0: this one) run wherever the first thread of this process may, which never stays anywhere.
 ///
 /// # Errors
-/// As sched_setaffinity(2).
+/// As sched_getaffinity(2) and sched_setaffinity(2).
 pub fn roam(thread: i32) -> Result<(), Errno> {
-    let anywhere = sched_getaffinity(Some(rustix::process::getpid()))?;
-    sched_setaffinity(Pid::from_raw(thread), &anywhere)
+    let anywhere = Processors::of(first())?;
+    // Where nobody but the machine, or the cpuset, sets bounds, none are set: those may be widened.
+    Processors::ALL.allow(thread)?;
+    if Processors::of(thread)? == anywhere { Ok(()) } else { anywhere.allow(thread) }
+}
+
+/// The first thread of this process.
+fn first() -> i32 {
+    getpid().as_raw_nonzero().get()
 }
 
 #[cfg(test)]
@@ -63,28 +126,39 @@ mod tests {
 
     #[test]
     fn a_thread_that_stayed_may_roam_again() {
-        let anywhere = sched_getaffinity(None).unwrap();
-        let processor = (0..CpuSet::MAX_CPU).find(|&processor| anywhere.is_set(processor)).unwrap();
+        let anywhere = Processors::of(0).unwrap();
+        let processor = (0..).find(|&processor| anywhere.0[processor / 64] >> (processor % 64) & 1 == 1).unwrap();
         let there = std::thread::spawn(move || {
             stay_on(0, processor).unwrap();
-            let stayed = sched_getaffinity(None).unwrap();
+            let stayed = Processors::of(0).unwrap();
             roam(0).unwrap();
-            (stayed.count(), stayed.is_set(processor), sched_getaffinity(None).unwrap())
+            (Some(stayed), Processors::of(0).unwrap())
         });
-        assert_eq!(there.join().unwrap(), (1, true, anywhere));
-        assert_eq!(stay_on(0, CpuSet::MAX_CPU), Err(Errno::INVAL));
+        assert_eq!(there.join().unwrap(), (Processors::only(processor), anywhere));
+        assert_eq!(stay_on(0, 8191), Err(Errno::INVAL));
+        assert_eq!(stay_on(0, 8192), Err(Errno::INVAL));
+        assert_eq!(stay_on(0, usize::MAX), Err(Errno::INVAL));
     }
 
     #[test]
     fn who_may_yields_and_takes_it_back() {
         let there = std::thread::spawn(|| {
-            assert!(is_usual(0));
+            assert_eq!(policy(0), Some(Policy::Usual));
+            let may = may_come_back().is_ok();
             set_policy(0, Policy::Yielding).unwrap();
-            let yielding = !is_usual(0);
-            (yielding, set_policy(0, Policy::Usual).is_ok(), is_usual(0))
+            assert_eq!(policy(0), Some(Policy::Yielding));
+            (may, set_policy(0, Policy::Usual).is_ok(), policy(0) == Some(Policy::Usual))
         });
-        let (yielding, back, usual) = there.join().unwrap();
-        assert!(yielding);
-        assert_eq!(back, usual);
+        let (may, back, usual) = there.join().unwrap();
+        assert_eq!((may, may), (back, usual));
+    }
+
+    #[test]
+    fn the_nicest_is_not_tried() {
+        let there = std::thread::spawn(|| {
+            setpriority_process(None, NICEST).unwrap();
+            may_come_back()
+        });
+        assert_eq!(there.join().unwrap(), Err(Errno::PERM));
     }
 }
