@@ -26,7 +26,7 @@ yields() { threads | grep -q "^5 [0-9]* "; }
 is_near() { [ "$(threads | awk '$1 == 5 { print $2 }')" = "$(awk '{ sub(/.*\) /, ""); print $37 }' "/proc/$1/stat")" ]; }
 usual() { not grep -vq "^${2-0} $1 " <(threads); }
 # For a second nobody yields.
-all_serve() { local i; for i in {1..50}; do not yields || return 1; sleep 0.02; done; }
+all_serve() { local i; for i in {1..50}; do not grep -q "^5 " <(threads) || return 1; sleep 0.02; done; }
 ALL=$(awk '/^Cpus_allowed_list/ { print $2 }' /proc/self/status)
 
 check "a union" union -o cow,negative_timeout=0 low=RO:up=RW m
@@ -39,10 +39,31 @@ check "on the program's processor" until_true 10 is_near $ASKING
 check "others are answered, too" timeout 10 bash -c 'for i in {1..100}; do cat m/$i; done >/dev/null'
 check "also while a large file is copied up" timeout 60 bash -c 'echo >>m/large & cat m/{1..50} >/dev/null && wait $!'
 check "a listing" [ "$(ls m | wc -l)" = 101 ]
+# Of the moments at which a thread yields: where may it run?
+check "it stays there" eval '[ "$(for i in {1..100}; do threads; sleep 0.01; done | grep "^5 " | awk "\$2 ~ /[-,]/ { lost++ } END { print lost * 10 < NR }")" = 1 ]'
 quiet $ASKING
 check "then all are as usual again" until_true 10 usual "$ALL"
 sleep 6
 check "and nobody looks after that" [ "$(threads | grep -c cowfs-near)" = 0 ]
+
+# Threads that are started by who serves alone: here for statfs, after the first one's has ended.
+cat >ask.py <<'EOF'
+import glob, os, sys, time
+def yields():
+    for path in glob.glob(f"/proc/{sys.argv[2]}/task/*/stat"):
+        with open(path) as file:
+            if file.read().rpartition(") ")[2].split()[38] == "5":
+                return True
+until = time.monotonic() + 20
+while not yields():
+    assert time.monotonic() < until
+    for n in range(300):
+        os.path.exists(f"{sys.argv[1]}/absent{n}")
+os.statvfs(sys.argv[1])
+EOF
+check "a program asks, then for space" python3 ask.py m "$(daemons)"
+check "a thread was started" eval 'threads | grep -q cowfs-worker'
+check "all, old and new, are as usual" until_true 3 usual "$ALL"
 
 asking m
 check "the same once more" until_true 10 yields
@@ -83,6 +104,40 @@ quiet $ASKING
 check "it is as usual" until_true 10 usual "$ALL"
 check "umount" unmount m
 
+# ---- more processors, meanwhile: a cpuset grows
+mkdir group
+GROUP=$T/group/near.$$
+if mount -t cgroup -o cpuset none group 2>/dev/null; then
+	mkdir "$GROUP" && cat group/cpuset.mems >"$GROUP/cpuset.mems"
+else
+	mount -t cgroup2 none group && echo +cpuset >group/cgroup.subtree_control && mkdir "$GROUP"
+fi
+CPU=${ALL%%[,-]*}
+check "a cpuset of one processor" eval 'echo "$CPU" >"$GROUP/cpuset.cpus"'
+check "a union in it" bash -c 'echo $$ >"$1/cgroup.procs" && shift && exec "$@"' - "$GROUP" "$COWFS" -o cow,negative_timeout=0 low=RO:up=RW m
+asking m
+check "a thread yields" until_true 10 yields
+quiet $ASKING
+check "all may run there" until_true 10 usual "$CPU"
+check "more processors" eval 'echo "$ALL" >"$GROUP/cpuset.cpus"'
+check "are everybody's" until_true 5 usual "$ALL"
+check "umount" unmount m
+check "its daemon ends" no_daemon_left
+rmdir "$GROUP"
+umount group
+
+# ---- programs whose numbers the daemon does not see
+unshare -pf --kill-child "$COWFS" -f -o cow,negative_timeout=0 low=RO:up=RW m &
+APART=$!
+check "a union of another pid namespace" until_true 10 is_mounted m
+asking m
+FIRST=$ASKING
+asking m
+check "two programs that it cannot tell apart are served by all" all_serve
+quiet $FIRST $ASKING
+check "umount" unmount m
+wait $APART
+
 # ---- where it is not wanted, or not allowed
 check "a union with near=off" union -o cow,negative_timeout=0,near=off low=RO:up=RW m
 asking m
@@ -90,7 +145,6 @@ check "all serve" all_serve
 quiet $ASKING
 check "umount" unmount m
 
-CPU=${ALL%%[,-]*}
 check "a union that may use one processor" taskset -c "$CPU" "$COWFS" -o cow,negative_timeout=0 low=RO:up=RW m
 asking m
 check "serves" timeout 10 cat m/1
