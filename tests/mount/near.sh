@@ -8,7 +8,7 @@ truncate -s 256M low/large
 echo other >other/other
 
 # A program that asks for absent names, which nobody remembers, until it is ended.
-asking() { python3 -c '
+asking() { ${ON-} python3 -c '
 import os, sys
 while True:
     for n in range(1000):
@@ -28,6 +28,7 @@ usual() { not grep -vq "^${2-0} $1 " <(threads); }
 # For a second nobody yields.
 all_serve() { local i; for i in {1..50}; do not grep -q "^5 " <(threads) || return 1; sleep 0.02; done; }
 ALL=$(awk '/^Cpus_allowed_list/ { print $2 }' /proc/self/status)
+CPU=${ALL%%[,-]*}
 
 check "a union" union -o cow,negative_timeout=0 low=RO:up=RW m
 check "threads are as usual" usual "$ALL"
@@ -39,12 +40,17 @@ check "on the program's processor" until_true 10 is_near $ASKING
 check "others are answered, too" timeout 10 bash -c 'for i in {1..100}; do cat m/$i; done >/dev/null'
 check "also while a large file is copied up" timeout 60 bash -c 'echo >>m/large & cat m/{1..50} >/dev/null && wait $!'
 check "a listing" [ "$(ls m | wc -l)" = 101 ]
-# Of the moments at which a thread yields: where may it run?
-check "it stays there" eval '[ "$(for i in {1..100}; do threads; sleep 0.01; done | grep "^5 " | awk "\$2 ~ /[-,]/ { lost++ } END { print lost * 10 < NR }")" = 1 ]'
 quiet $ASKING
 check "then all are as usual again" until_true 10 usual "$ALL"
 sleep 6
 check "and nobody looks after that" [ "$(threads | grep -c cowfs-near)" = 0 ]
+
+# Of the moments at which a thread yields: where may it run, when the program does not move?
+ON="taskset -c $CPU" asking m
+check "a thread yields for a program that stays" until_true 10 yields
+check "and stays with it" eval '[ "$(for i in {1..100}; do threads; sleep 0.01; done | grep "^5 " | awk -v at="$CPU" "\$2 != at { lost++ } END { print lost * 10 < NR }")" = 1 ]'
+quiet $ASKING
+sleep 6
 
 # Threads that are started by who serves alone: here for statfs, after the first one's has ended.
 cat >ask.py <<'EOF'
@@ -112,7 +118,6 @@ if mount -t cgroup -o cpuset none group 2>/dev/null; then
 else
 	mount -t cgroup2 none group && echo +cpuset >group/cgroup.subtree_control && mkdir "$GROUP"
 fi
-CPU=${ALL%%[,-]*}
 check "a cpuset of one processor" eval 'echo "$CPU" >"$GROUP/cpuset.cpus"'
 check "a union in it" bash -c 'echo $$ >"$1/cgroup.procs" && shift && exec "$@"' - "$GROUP" "$COWFS" -o cow,negative_timeout=0 low=RO:up=RW m
 asking m
