@@ -40,6 +40,7 @@ pub(super) const NOBODY: Asker = 0;
 /// So many requests in a `TICK` are worth a try: some thousand a second.
 const BURST: u64 = 24;
 const TICK: Duration = Duration::from_millis(4);
+const PAUSE: Duration = Duration::from_millis(1);
 /// How often the keeper looks.
 const LOOK: Duration = Duration::from_millis(2);
 /// How often the thread looks where the program is.
@@ -69,7 +70,8 @@ struct Near {
     asker: AtomicU32,
     /// How many other threads are at work.
     jobs: AtomicUsize,
-    /// Where the present tick began.
+    /// When it was asked last, and where the present tick began.
+    latest: AtomicU64,
     tick: Counts,
     /// What a request took, from one to the next, when all served.
     price: AtomicU64,
@@ -100,6 +102,7 @@ pub fn start() {
         against: zero(),
         asker: AtomicU32::new(NOBODY),
         jobs: AtomicUsize::new(0),
+        latest: zero(),
         tick: Counts::default(),
         price: zero(),
         not_before: zero(),
@@ -193,7 +196,9 @@ impl Near {
         let now = self.now();
         let (tick, against) = (&self.tick, self.against.load(Relaxed));
         let (time, requests) = (now - tick.time.load(Relaxed).min(now), asked - tick.asked.load(Relaxed).min(asked));
-        if time > ns(TICK) {
+        // What comes after a pause is another burst: a pause is not what a request takes.
+        let paused = now - self.latest.swap(now, Relaxed).min(now) > ns(PAUSE);
+        if time > ns(TICK) || paused {
             tick.time.store(now, Relaxed);
             tick.asked.store(asked, Relaxed);
             tick.against.store(against, Relaxed);
