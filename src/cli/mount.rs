@@ -332,6 +332,7 @@ mod tests {
             "nonempty",
             "use_ino",
             "noinitgroups",
+            "near=auto",
             "passthrough=auto",
             "nosuid",
             "nodev",
@@ -376,7 +377,7 @@ mod tests {
     #[test]
     fn each_option_with_an_effect() {
         type Change = fn(&mut MountRequest);
-        let rows: [(&str, Change); 50] = [
+        let rows: [(&str, Change); 51] = [
             ("allow_other", |r| r.allow_other = true),
             ("allow_root", |r| r.allow_root = true),
             ("auto_unmount", |r| r.auto_unmount = true),
@@ -396,6 +397,7 @@ mod tests {
             ("coherent", |r| r.coherent = true),
             ("watch", |r| r.watch = true),
             ("awake", |r| r.awake = true),
+            ("near=off", |r| r.no_near = true),
             ("passthrough=off", |r| r.no_passthrough = true),
             ("debug", |r| r.debug = true),
             ("debug_file=/var/log/x", |r| r.debug_file = Some("/var/log/x".into())),

@@ -116,6 +116,7 @@ const KNOWN: &[(&str, Effect)] = &[
     ("coherent", Switch(|t| t.request.coherent = true)),
     ("watch", Switch(|t| t.request.watch = true)),
     ("awake", Switch(|t| t.request.awake = true)),
+    ("near", Value("auto|off", |t, v| v.read(is_off).map(|off| t.request.no_near = off))),
     ("passthrough", Value("auto|off", |t, v| v.read(is_off).map(|off| t.request.no_passthrough = off))),
     ("threads", Value("NUMBER, 1 to 256", |t, v| v.set(&mut t.request.threads, threads))),
     ("lock_wait", Value("SECONDS, more than 0", |t, v| v.set(&mut t.request.lock_wait, bounded_seconds))),

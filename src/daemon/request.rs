@@ -141,6 +141,8 @@ pub struct MountRequest {
     pub coherent: bool,
     /// `awake`: idle processors are kept from sleeping while requests come in.
     pub awake: bool,
+    /// `near=off`: programs are not served on the processor that they run on.
+    pub no_near: bool,
     /// `watch`: changes of the lower branches are seen at once.
     pub watch: bool,
     /// `passthrough=off`: all data go through the daemon.

@@ -28,9 +28,9 @@ use crate::daemon::stdio::Null;
 use crate::daemon::table::MountTable;
 use crate::daemon::wire::Facts;
 use crate::daemon::{attached, door, limits, lock, namespace, owners_aside, signals, unmapped, watch};
-use crate::fuse::awake;
 use crate::fuse::session::{Audience, Connection, connect};
 use crate::fuse::{Adapter, Settings};
+use crate::fuse::{awake, near};
 use crate::sys::process;
 use crate::union::{BranchSource, Layout, Union};
 
@@ -262,6 +262,9 @@ fn settle(
     let control = Control::open(Arc::new(office)).map_err(|errno| format!("no socket: {}", describe(errno)))?;
     let taken = Arc::clone(mount);
     caught.watch(control, move || taken.lock().detach()).map_err(|error| format!("cannot start a thread: {error}"))?;
+    if !request.no_near {
+        near::start();
+    }
     if let Some(device) = equipment.awake {
         awake::start(device).map_err(|error| format!("cannot start a thread: {error}"))?;
     }

@@ -22,16 +22,18 @@ use fuser::{
 use crate::fuse::convert::{errno, handle, kind, node, received_device, set_time};
 use crate::fuse::current::{Current, Exchange};
 use crate::fuse::ioctl::ioctl;
+use crate::fuse::near::{self, Asker, NOBODY};
 use crate::fuse::notify::Notices;
 use crate::fuse::offer::{self, Agreed};
 use crate::fuse::opening::Opening;
-use crate::fuse::reply::{Answers, Settings, absent, guard, reply_empty, reply_written, reply_xattr, with_buffer};
+use crate::fuse::reply::{
+    Answers, Settings, absent, guard, reply_empty, reply_statfs, reply_written, reply_xattr, with_buffer,
+};
 use crate::fuse::session::join_spares;
 use crate::fuse::space::Space;
 use crate::fuse::worker::Workers;
 use crate::union::Union;
 use crate::union::error::{Errno, Result};
-use crate::union::name::NAME_MAX;
 use crate::union::types::{Caller, Entry, NodeId, SetAttr};
 
 /// Somebody without CAP_FSETID: the kernel has found the caller to be one.
@@ -83,28 +85,36 @@ impl Adapter {
     }
 
     /// Answers a request by the union as it is now; it stays as it is meanwhile.
-    fn serve(&self, request: &'static str, body: impl FnOnce(&Union)) {
-        self.current.with(|union| guard(request, || body(union)));
+    fn serve(&self, from: Asker, request: &'static str, body: impl FnOnce(&Union)) {
+        self.current.with(|union| guard(from, request, || body(union)));
+        near::served();
     }
 
     /// Answers a request that ends in an entry.
-    fn entry(&self, request: &'static str, reply: ReplyEntry, act: impl FnOnce(&Union) -> Result<Entry>) {
-        self.serve(request, |union| self.answers.reply_entry(union, act(union), reply));
+    fn entry(&self, from: Asker, request: &'static str, reply: ReplyEntry, act: impl FnOnce(&Union) -> Result<Entry>) {
+        self.serve(from, request, |union| self.answers.reply_entry(union, act(union), reply));
     }
 
     /// As `serve`, on another thread if a large file has to be copied up first.
-    fn heavy(&self, request: &'static str, node: NodeId, body: impl FnOnce(&Self, &Union) + Send + 'static) {
+    fn heavy(
+        &self,
+        from: Asker,
+        request: &'static str,
+        node: NodeId,
+        body: impl FnOnce(&Self, &Union) + Send + 'static,
+    ) {
         let body = self.current.with(|union| {
             if union.is_heavy(node) {
                 return Some(body);
             }
-            guard(request, || body(self, union));
+            guard(from, request, || body(self, union));
             None
         });
         if let Some(body) = body {
             let adapter = self.clone();
-            self.workers.run(move || adapter.serve(request, |union| body(&adapter, union)));
+            self.workers.run(move || adapter.serve(from, request, |union| body(&adapter, union)));
         }
+        near::served();
     }
 }
 
@@ -119,19 +129,19 @@ impl Filesystem for Adapter {
     fn destroy(&mut self) {
         if !self.spare {
             join_spares();
-            self.serve("destroy", Union::close);
+            self.serve(NOBODY, "destroy", Union::close);
         }
     }
 
-    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         if matches!(name.as_bytes(), b"." | b"..") {
             // By a file handle of something that was forgotten.
-            let (adapter, up) = (self.clone(), name.as_bytes() == b"..");
+            let (adapter, asker, up) = (self.clone(), request.pid(), name.as_bytes() == b"..");
             return self.workers.run(move || {
-                adapter.entry("lookup by number", reply, |union| union.look_again(node(parent), up));
+                adapter.entry(asker, "lookup by number", reply, |union| union.look_again(node(parent), up));
             });
         }
-        self.serve("lookup", |union| match union.lookup(node(parent), name) {
+        self.serve(request.pid(), "lookup", |union| match union.lookup(node(parent), name) {
             Err(Errno::NOENT) => match self.answers.absence_ttl(union, node(parent)) {
                 Duration::ZERO => reply.error(fuser::Errno::ENOENT),
                 ttl => reply.entry(&ttl, &absent(), Generation(0)),
@@ -140,12 +150,13 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn forget(&self, _: &Request, ino: INodeNo, count: u64) {
-        self.serve("forget", |union| union.forget(node(ino), count));
+    fn forget(&self, request: &Request, ino: INodeNo, count: u64) {
+        // Many come at once: this is no place to wait for one's turn.
+        self.current.with(|union| guard(request.pid(), "forget", || union.forget(node(ino), count)));
     }
 
-    fn getattr(&self, _: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
-        self.serve("getattr", |union| {
+    fn getattr(&self, request: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
+        self.serve(request.pid(), "getattr", |union| {
             self.answers.reply_attr(union, node(ino), union.getattr(node(ino), fh.map(handle)), reply);
         });
     }
@@ -179,25 +190,14 @@ impl Filesystem for Adapter {
         };
         let caller = self.caller(request, 0);
         let set = self.settings.owners.to_store(set);
-        self.heavy("setattr", node(ino), move |adapter, union| {
-            let done = set.and_then(|set| {
-                // Who cuts by a descriptor has opened it for writing, which has split off what had to be.
-                let by_name = set.size.is_some() && fh.is_none();
-                if by_name {
-                    adapter.opening.before_truncate(union, node(ino))?;
-                }
-                let attr = union.setattr(node(ino), fh.map(handle), &set, &caller)?;
-                if by_name {
-                    adapter.opening.after_truncate(union, node(ino))?;
-                }
-                Ok(attr)
-            });
+        self.heavy(request.pid(), "setattr", node(ino), move |adapter, union| {
+            let done = set.and_then(|set| adapter.opening.set_attr(union, node(ino), fh.map(handle), &set, &caller));
             adapter.answers.reply_attr(union, node(ino), done, reply);
         });
     }
 
-    fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
-        self.serve("readlink", |union| match union.readlink(node(ino)) {
+    fn readlink(&self, request: &Request, ino: INodeNo, reply: ReplyData) {
+        self.serve(request.pid(), "readlink", |union| match union.readlink(node(ino)) {
             Ok(target) => reply.data(&target),
             Err(error) => reply.error(errno(error)),
         });
@@ -214,30 +214,32 @@ impl Filesystem for Adapter {
         reply: ReplyEntry,
     ) {
         let (rdev, caller) = (received_device(rdev), self.caller(request, umask));
-        self.entry("mknod", reply, |union| union.mknod(node(parent), name, mode, rdev, &caller));
+        self.entry(request.pid(), "mknod", reply, |union| union.mknod(node(parent), name, mode, rdev, &caller));
     }
 
     fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
         let caller = self.caller(request, umask);
-        self.entry("mkdir", reply, |union| union.mkdir(node(parent), name, mode, &caller));
+        self.entry(request.pid(), "mkdir", reply, |union| union.mkdir(node(parent), name, mode, &caller));
     }
 
-    fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.serve("unlink", |union| reply_empty(union.unlink(node(parent), name), reply));
+    fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.serve(request.pid(), "unlink", |union| reply_empty(union.unlink(node(parent), name), reply));
     }
 
-    fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.serve("rmdir", |union| reply_empty(union.rmdir(node(parent), name), reply));
+    fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.serve(request.pid(), "rmdir", |union| reply_empty(union.rmdir(node(parent), name), reply));
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
         let caller = self.caller(request, 0);
-        self.entry("symlink", reply, |union| union.symlink(node(parent), name, target.as_os_str(), &caller));
+        self.entry(request.pid(), "symlink", reply, |union| {
+            union.symlink(node(parent), name, target.as_os_str(), &caller)
+        });
     }
 
     fn rename(
         &self,
-        _: &Request,
+        request: &Request,
         parent: INodeNo,
         name: &OsStr,
         newparent: INodeNo,
@@ -245,13 +247,13 @@ impl Filesystem for Adapter {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        self.serve("rename", |union| {
+        self.serve(request.pid(), "rename", |union| {
             reply_empty(union.rename((node(parent), name), (node(newparent), newname), flags.bits()), reply);
         });
     }
 
-    fn link(&self, _: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
-        self.entry("link", reply, |union| union.link(node(ino), node(newparent), newname));
+    fn link(&self, request: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
+        self.entry(request.pid(), "link", reply, |union| union.link(node(ino), node(newparent), newname));
     }
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -260,9 +262,9 @@ impl Filesystem for Adapter {
             adapter.opening.open(union, node(ino), flags.0, &caller, reply);
         };
         if flags.0 & (libc::O_ACCMODE | libc::O_TRUNC) == libc::O_RDONLY {
-            self.serve("open", |union| open(self, union));
+            self.serve(request.pid(), "open", |union| open(self, union));
         } else {
-            self.heavy("open", node(ino), open);
+            self.heavy(request.pid(), "open", node(ino), open);
         }
     }
 
@@ -277,7 +279,7 @@ impl Filesystem for Adapter {
         reply: ReplyCreate,
     ) {
         let caller = self.caller(request, umask);
-        self.serve("create", |union| match union.create(node(parent), name, mode, flags, &caller) {
+        self.serve(request.pid(), "create", |union| match union.create(node(parent), name, mode, flags, &caller) {
             Ok((entry, handle)) => {
                 // This answer has one time for both; the shorter one is right for both.
                 let (attr, attr_ttl, ttl) = self.answers.entry(union, &entry);
@@ -289,7 +291,7 @@ impl Filesystem for Adapter {
 
     fn read(
         &self,
-        _: &Request,
+        request: &Request,
         _: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -298,16 +300,17 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        near::data(size as usize);
         let read = |union: &Union, buffer: &mut [u8]| match union.read(handle(fh), offset, buffer) {
             Ok(length) => reply.data(&buffer[..length]),
             Err(error) => reply.error(errno(error)),
         };
-        self.serve("read", |union| with_buffer(size as usize, |buffer| read(union, buffer)));
+        self.serve(request.pid(), "read", |union| with_buffer(size as usize, |buffer| read(union, buffer)));
     }
 
     fn write(
         &self,
-        _: &Request,
+        request: &Request,
         _: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -317,20 +320,21 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        self.serve("write", |union| {
+        near::data(data.len());
+        self.serve(request.pid(), "write", |union| {
             let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
             let ready = if kill { union.before_change(handle(fh), &ORDINARY) } else { Ok(()) };
             reply_written(ready.and_then(|()| union.write(handle(fh), offset, data)), reply);
         });
     }
 
-    fn flush(&self, _: &Request, _: INodeNo, fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
-        self.serve("flush", |union| reply_empty(union.flush(handle(fh)), reply));
+    fn flush(&self, request: &Request, _: INodeNo, fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
+        self.serve(request.pid(), "flush", |union| reply_empty(union.flush(handle(fh)), reply));
     }
 
     fn release(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         fh: FileHandle,
         _flags: OpenFlags,
@@ -338,15 +342,15 @@ impl Filesystem for Adapter {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        self.serve("release", |union| {
+        self.serve(request.pid(), "release", |union| {
             self.opening.modes.closed(node(ino));
             union.release(handle(fh));
             reply.ok();
         });
     }
 
-    fn fsync(&self, _: &Request, _: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
-        self.serve("fsync", |union| reply_empty(union.fsync(handle(fh), datasync), reply));
+    fn fsync(&self, request: &Request, _: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
+        self.serve(request.pid(), "fsync", |union| reply_empty(union.fsync(handle(fh), datasync), reply));
     }
 
     // Listings are read by node and position alone, so a directory need not be opened: told so, the kernel never asks
@@ -359,8 +363,8 @@ impl Filesystem for Adapter {
         }
     }
 
-    fn readdir(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        self.serve("readdir", |union| {
+    fn readdir(&self, request: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        self.serve(request.pid(), "readdir", |union| {
             let result = union.readdir(node(ino), offset, &mut |entry| {
                 !reply.add(INodeNo(entry.ino.0), entry.next, kind(entry.kind), OsStr::from_bytes(entry.name))
             });
@@ -371,8 +375,8 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn readdirplus(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
-        self.serve("readdirplus", |union| {
+    fn readdirplus(&self, request: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+        self.serve(request.pid(), "readdirplus", |union| {
             let result = union.readdir_plus(node(ino), offset, &mut |entry, known| {
                 let (attr, ttl, generation) = self.answers.listed(union, &entry, known);
                 !reply.add(attr.ino, entry.next, OsStr::from_bytes(entry.name), &ttl, &attr, generation)
@@ -388,22 +392,18 @@ impl Filesystem for Adapter {
         reply.ok();
     }
 
-    fn fsyncdir(&self, _: &Request, ino: INodeNo, _: FileHandle, datasync: bool, reply: ReplyEmpty) {
-        self.serve("fsyncdir", |union| reply_empty(union.fsyncdir(node(ino), datasync), reply));
+    fn fsyncdir(&self, request: &Request, ino: INodeNo, _: FileHandle, datasync: bool, reply: ReplyEmpty) {
+        self.serve(request.pid(), "fsyncdir", |union| reply_empty(union.fsyncdir(node(ino), datasync), reply));
     }
 
-    fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
-        guard("statfs", || match self.space.figures(&self.current, &self.workers) {
-            Ok(fs) => {
-                reply.statfs(fs.blocks, fs.bfree, fs.bavail, fs.files, fs.ffree, fs.bsize, NAME_MAX as u32, fs.frsize);
-            }
-            Err(error) => reply.error(errno(error)),
-        });
+    fn statfs(&self, request: &Request, _: INodeNo, reply: ReplyStatfs) {
+        let asker = request.pid();
+        guard(asker, "statfs", || reply_statfs(self.space.figures(&self.current, &self.workers), reply));
     }
 
     fn setxattr(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         name: &OsStr,
         value: &[u8],
@@ -411,30 +411,30 @@ impl Filesystem for Adapter {
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        self.serve("setxattr", |union| {
+        self.serve(request.pid(), "setxattr", |union| {
             let value = self.settings.owners.value_to_store(name.as_bytes(), value);
             reply_empty(value.and_then(|value| union.setxattr(node(ino), name, &value, flags)), reply);
         });
     }
 
-    fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        self.serve("getxattr", |union| {
+    fn getxattr(&self, request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        self.serve(request.pid(), "getxattr", |union| {
             let value = union.getxattr(node(ino), name);
             reply_xattr(value.map(|value| self.settings.owners.shown_value(name.as_bytes(), value)), size, reply);
         });
     }
 
-    fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        self.serve("listxattr", |union| reply_xattr(union.listxattr(node(ino)), size, reply));
+    fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        self.serve(request.pid(), "listxattr", |union| reply_xattr(union.listxattr(node(ino)), size, reply));
     }
 
-    fn removexattr(&self, _: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.serve("removexattr", |union| reply_empty(union.removexattr(node(ino), name), reply));
+    fn removexattr(&self, request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.serve(request.pid(), "removexattr", |union| reply_empty(union.removexattr(node(ino), name), reply));
     }
 
     fn ioctl(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         _: FileHandle,
         _flags: IoctlFlags,
@@ -443,7 +443,7 @@ impl Filesystem for Adapter {
         out_size: u32,
         reply: ReplyIoctl,
     ) {
-        self.serve("ioctl", |union| match ioctl(union, node(ino), command, data) {
+        self.serve(request.pid(), "ioctl", |union| match ioctl(union, node(ino), command, data) {
             Ok((out, length)) => reply.ioctl(0, &out[..(out_size as usize).min(length)]),
             Err(error) => reply.error(errno(error)),
         });
@@ -459,14 +459,14 @@ impl Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        self.serve("fallocate", |union| {
+        self.serve(request.pid(), "fallocate", |union| {
             let ready = union.before_change(handle(fh), &self.caller(request, 0));
             reply_empty(ready.and_then(|()| union.fallocate(handle(fh), mode, offset, length)), reply);
         });
     }
 
-    fn lseek(&self, _: &Request, _: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
-        self.serve("lseek", |union| match union.lseek(handle(fh), offset, whence) {
+    fn lseek(&self, request: &Request, _: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+        self.serve(request.pid(), "lseek", |union| match union.lseek(handle(fh), offset, whence) {
             Ok(offset) => reply.offset(offset),
             Err(error) => reply.error(errno(error)),
         });
@@ -485,7 +485,7 @@ impl Filesystem for Adapter {
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        self.serve("copy_file_range", |union| {
+        self.serve(request.pid(), "copy_file_range", |union| {
             // The answer has 32 bits for the length; copying less is allowed.
             let length = length.min(u64::from(u32::MAX));
             let (from, to) = ((handle(from), from_offset), (handle(to), to_offset));

@@ -7,6 +7,7 @@ pub mod awake;
 pub mod convert;
 pub mod current;
 mod ioctl;
+pub mod near;
 pub mod notify;
 mod offer;
 pub mod opening;

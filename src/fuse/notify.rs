@@ -17,6 +17,7 @@ use std::time::Duration;
 use fuser::{INodeNo, Notifier};
 use parking_lot::Mutex;
 
+use crate::fuse::near;
 use crate::fuse::offer::Agreed;
 use crate::union::Union;
 use crate::union::name::Name;
@@ -121,7 +122,7 @@ impl Notices {
                 drop(waiting);
             }
         };
-        match std::thread::Builder::new().name("cowfs-notify".into()).spawn(serve) {
+        match near::spawn("cowfs-notify", serve) {
             Ok(_) => {
                 if sender.send(notice).is_ok() {
                     *line = Some(sender);

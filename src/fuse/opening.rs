@@ -15,7 +15,7 @@ use crate::union::Union;
 use crate::union::error::{Errno, Result};
 use crate::union::ops::behind::Stale;
 use crate::union::ops::open::Facts;
-use crate::union::types::{Attr, Caller, Entry, HandleId, NodeId, Opened};
+use crate::union::types::{Attr, Caller, Entry, HandleId, NodeId, Opened, SetAttr};
 
 /// The kernel's mark on the open(2) flags of an execve; no flag of open(2).
 const FMODE_EXEC: i32 = 0x20;
@@ -69,11 +69,35 @@ impl Opening {
         self.modes.tidy(node, shared);
     }
 
+    /// Changes attributes of `node`, its length among them.
+    ///
+    /// # Errors
+    /// Those of `Union::setattr`; `ESTALE` as `before_truncate`.
+    pub fn set_attr(
+        &self,
+        union: &Union,
+        node: NodeId,
+        handle: Option<HandleId>,
+        set: &SetAttr,
+        caller: &Caller,
+    ) -> Result<Attr> {
+        // Who cuts by a descriptor has opened it for writing, which has split off what had to be.
+        let by_name = set.size.is_some() && handle.is_none();
+        if by_name {
+            self.before_truncate(union, node)?;
+        }
+        let attr = union.setattr(node, handle, set, caller)?;
+        if by_name {
+            self.after_truncate(union, node)?;
+        }
+        Ok(attr)
+    }
+
     /// A file has been cut: if its lower file was passed to somebody meanwhile, it is theirs alone from now on.
     ///
     /// # Errors
     /// Those of `leave_behind`.
-    pub fn after_truncate(&self, union: &Union, node: NodeId) -> Result<()> {
+    fn after_truncate(&self, union: &Union, node: NodeId) -> Result<()> {
         match self.before_truncate(union, node) {
             Err(Errno::STALE) => Ok(()),
             result => result,
@@ -84,7 +108,7 @@ impl Opening {
     ///
     /// # Errors
     /// `ESTALE` then: the kernel looks the name up again.
-    pub fn before_truncate(&self, union: &Union, node: NodeId) -> Result<()> {
+    fn before_truncate(&self, union: &Union, node: NodeId) -> Result<()> {
         let shared = self.modes.of(node);
         let passed = match &*shared.lock() {
             Mode::Passed(passed) => Some(passed.identity),

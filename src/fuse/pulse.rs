@@ -16,7 +16,8 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use crate::fuse::awake;
+use crate::fuse::near::Asker;
+use crate::fuse::{awake, near};
 use crate::sys::procfd;
 
 /// How often the threads are looked at; who is at the same request twice is stuck.
@@ -75,12 +76,14 @@ pub(super) fn aside() {
     SERVER.with(|server| server.set(None).unwrap_or_default());
 }
 
-/// Runs `body`, which answers `request`.
-pub(super) fn during(request: &'static str, body: impl FnOnce()) {
+/// Runs `body`, which answers `request`, of `from`.
+pub(super) fn during(from: Asker, request: &'static str, body: impl FnOnce()) {
     SERVER.with(|server| match server.get_or_init(register) {
         None => body(),
         Some(server) => {
+            let thread = server.thread.load(Ordering::Relaxed);
             awake::asked();
+            near::asked(thread, from);
             let count = server.begin(request);
             let busy = BUSY.fetch_add(1, Ordering::Relaxed) + 1;
             if !LOOKING.load(Ordering::Relaxed) {
@@ -134,7 +137,7 @@ fn look_if_needed(busy: usize) {
     let Some(watch) = WATCH.get() else { return };
     let needed = watch.patience.is_some() || busy >= THREADS.load(Ordering::Relaxed);
     if needed && !LOOKING.swap(true, Ordering::Relaxed) {
-        let looking = std::thread::Builder::new().name("cowfs-watch".into()).spawn(move || look(watch));
+        let looking = near::spawn("cowfs-watch", move || look(watch));
         if let Err(error) = looking {
             log::warn!("nobody looks after the serving threads: {error}");
             LOOKING.store(false, Ordering::Relaxed);

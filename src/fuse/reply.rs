@@ -7,17 +7,19 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use fuser::{Generation, INodeNo, ReplyAttr, ReplyEmpty, ReplyEntry, ReplyWrite, ReplyXattr};
+use fuser::{Generation, INodeNo, ReplyAttr, ReplyEmpty, ReplyEntry, ReplyStatfs, ReplyWrite, ReplyXattr};
 
 use crate::fuse::convert::{errno, file_attr};
+use crate::fuse::near::Asker;
 use crate::fuse::notify::Notices;
 use crate::fuse::owners::Owners;
 use crate::fuse::passthrough::Modes;
 use crate::fuse::pulse::during;
 use crate::union::Union;
 use crate::union::error::Result;
+use crate::union::name::NAME_MAX;
 use crate::union::ops::behind::Stale;
-use crate::union::types::{Attr, DirEntry, Entry, Ino, NodeId, Time, Trust};
+use crate::union::types::{Attr, DirEntry, Entry, Ino, NodeId, StatFs, Time, Trust};
 
 /// The longest value, and the longest list of names, of extended attributes, in bytes: XATTR_SIZE_MAX, XATTR_LIST_MAX.
 const MAX_XATTR: usize = 64 << 10;
@@ -181,9 +183,9 @@ impl Answers {
     }
 }
 
-/// Runs the body of a request. If it panics its reply object is dropped, which makes fuser answer EIO.
-pub(super) fn guard(request: &'static str, body: impl FnOnce()) {
-    during(request, || caught(request, body).unwrap_or_default());
+/// Runs the body of a request of `from`. If it panics its reply object is dropped, which makes fuser answer EIO.
+pub(super) fn guard(from: Asker, request: &'static str, body: impl FnOnce()) {
+    during(from, request, || caught(request, body).unwrap_or_default());
 }
 
 /// What `body` returns; `None`, and a line in the log, if it panics.
@@ -208,6 +210,15 @@ pub(super) fn reply_written(result: Result<usize>, reply: ReplyWrite) {
     match result {
         // No request is longer than an u32, so no result is.
         Ok(length) => reply.written(u32::try_from(length).unwrap_or(u32::MAX)),
+        Err(error) => reply.error(errno(error)),
+    }
+}
+
+pub(super) fn reply_statfs(result: Result<StatFs>, reply: ReplyStatfs) {
+    match result {
+        Ok(fs) => {
+            reply.statfs(fs.blocks, fs.bfree, fs.bavail, fs.files, fs.ffree, fs.bsize, NAME_MAX as u32, fs.frsize);
+        }
         Err(error) => reply.error(errno(error)),
     }
 }
@@ -266,8 +277,8 @@ mod tests {
 
     #[test]
     fn a_panic_ends_in_the_guard() {
-        guard("test", || panic!("{}", "on purpose"));
-        guard("test", || std::panic::panic_any(7));
+        guard(0, "test", || panic!("{}", "on purpose"));
+        guard(0, "test", || std::panic::panic_any(7));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
+use crate::fuse::near;
 use crate::fuse::pulse::aside;
 
 const MOST: usize = 8;
@@ -43,7 +44,7 @@ impl Workers {
         }
         line.threads += 1;
         let workers = self.clone();
-        if std::thread::Builder::new().name("cowfs-worker".into()).spawn(move || workers.serve()).is_err() {
+        if near::spawn("cowfs-worker", move || workers.serve()).is_err() {
             line.threads -= 1;
             // With others at work one of them will come to it; without, nobody would.
             let last = if line.threads == 0 { line.jobs.pop_back() } else { None };
@@ -60,7 +61,7 @@ impl Workers {
         loop {
             if let Some(job) = line.jobs.pop_front() {
                 drop(line);
-                job();
+                near::beside(job);
                 line = self.line.lock();
                 continue;
             }

@@ -10,6 +10,7 @@ pub mod mount;
 pub mod peer;
 pub mod process;
 pub mod procfd;
+pub mod sched;
 pub mod writeback;
 pub mod xattr;
 

@@ -45,6 +45,18 @@ pub fn waits_in(thread: i32) -> Option<String> {
     Some(String::from_utf8_lossy(&text[..length]).into_owned()).filter(|place| !place.is_empty() && place != "0")
 }
 
+/// On which processor a thread of any process runs, or ran last, by its number where /proc was opened; see proc_pid_stat(5).
+pub fn processor_of(thread: i32) -> Option<usize> {
+    let path = format!("../../{thread}/task/{thread}/stat");
+    let file = rustix::fs::openat(dir().ok()?, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    let mut text = [0; 1024];
+    let length = rustix::io::read(&file, &mut text).ok()?;
+    // The second of the 52 fields is the program's name, which may contain anything; the processor is the 39th.
+    let name_ends = text[..length].iter().rposition(|&byte| byte == b')')?;
+    let field = text[name_ends + 1..length].split(|&byte| byte == b' ').nth(39 - 2)?;
+    std::str::from_utf8(field).ok()?.parse().ok()
+}
+
 fn name_of(fd: BorrowedFd<'_>) -> CString {
     CString::new(fd.as_raw_fd().to_string()).unwrap_or_default()
 }
