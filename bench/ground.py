@@ -255,6 +255,7 @@ def known_peers(cowfs, fuse_overlayfs_2, cowfs_options):
         Peer("fo2", "fuse-overlayfs 2.0.0", overlay_like(fuse_overlayfs_2), lambda: "2.0.0"),
         Peer("cowfs", "cowfs", ours(), lambda: cowfs_version(cowfs)),
         Peer("awake", "cowfs awake", ours("awake")),
+        Peer("far", "cowfs near=off", ours("near=off")),
     ]
 
 

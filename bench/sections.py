@@ -1,4 +1,4 @@
-"""Measurements beside the table: growth, reflinks, page-cache copies, memory, stalls, real programs.
+"""Measurements beside the table: growth, reflinks, page-cache copies, memory, stalls, busy machines, real programs.
 
 A section takes the running bench and returns a list of parts: {"title", "head", "rows", "goal", "plot"}. `head` may name
 peers by key; a plot has x, y and series {peer: [[x, y], ..]}. Seconds are medians of the bench's rounds.
@@ -6,7 +6,11 @@ peers by key; a plot has x, y and series {peer: [[x, y], ..]}. Seconds are media
 
 import os
 import statistics
+import subprocess
+import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 from ground import Failed, Image, daemons, pss, run
@@ -277,3 +281,26 @@ def stall(bench):
     file.unlink()
     return [{"title": f"stat of unrelated names during the copy-up of {size} MiB", "rows": rows, "goal": "worst below 10 ms",
              "head": ["peer", "worst ms, all rounds", "99th percentile ms", "copy-up s"]}]
+
+
+def busy(bench):
+    """Programs in mounts of their own, on a machine whose processors are wanted by others."""
+    peers, rows = unions(bench), []
+    for mounts, loops in ((1, 0), (2, 0), (4, 0), (1, 2), (1, 4), (2, 2), (4, 4)):
+        what = f"{mounts} mounts, {loops} busy loops"
+        row = [rounds(bench, what, peer, lambda peer=peer, m=mounts, n=loops: beside_loops(bench, peer, m, n)) for peer in peers]
+        rows.append([what, *(None if seconds is None else seconds * 1e6 / bench.sizes["names"] for seconds in row)])
+    return [{"title": "us a stat of a new name, one program a mount", "head": ["", *(peer.key for peer in peers)], "rows": rows,
+             "goal": "no slower than without near"}]
+
+
+def beside_loops(bench, peer, mounts, loops):
+    """Seconds until a program in each of `mounts` has asked for every name once, beside endless loops."""
+    with ExitStack() as ends:
+        roots = [ends.enter_context(bench.union(peer)).root for _ in range(mounts)]
+        bench.image.settle()
+        for _ in range(loops):
+            loop = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+            ends.callback(lambda loop=loop: (loop.kill(), loop.wait()))
+        with ThreadPoolExecutor(mounts) as pool:
+            return max(found["stat_first"] for found in pool.map(lambda root: bench.driver("stat", root), roots))
