@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 
 COLOURS = {"native": "#888888", "overlay": "#222222", "unionfs": "#d98c1f", "fo1": "#5aa9d6", "fo2": "#2b62a8",
-           "cowfs": "#c8282d", "awake": "#e58a8d"}
+           "cowfs": "#c8282d", "awake": "#e58a8d", "far": "#7d1013"}
 
 
 def grid(head, rows):
@@ -98,6 +98,9 @@ def main_table(whole):
     if whole.get("wake"):
         text += (f"\n\nA question and its answer between two threads that sleep meanwhile, which is what a FUSE request costs before anything is "
                  f"done: {statistics.median(whole['wake']):.1f} us on this machine.")
+    if whole.get("ask"):
+        prices = ", ".join(f"{peers[key][0]} {price:.1f} us" for key, price in whole["ask"].items() if price)
+        text += f"\n\nA request for which nothing is done (whether a file is a terminal): {prices}."
     return text
 
 

@@ -72,6 +72,7 @@ fn run(workload: &str, job: &Job) -> io::Result<()> {
         "stall" => special::stall(job),
         "exec" => special::exec(job),
         "wake" => special::wake(),
+        "ask" => special::ask(job),
         _ => Err(io::Error::other("no such workload")),
     }
 }

@@ -1,7 +1,8 @@
 //! Workloads outside the table: filling directories, long runs, stalls, process starts.
 
 use std::ffi::CString;
-use std::io;
+use std::io::{self, IsTerminal};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -118,5 +119,21 @@ pub(crate) fn wake() -> io::Result<()> {
         server.join().map_err(|_| io::Error::other("the other thread panicked"))?
     })?;
     println!("wake {:.9}", start.elapsed().as_secs_f64() / f64::from(TURNS));
+    Ok(())
+}
+
+/// `ask ROOT`: what a request costs for which nothing is done, in seconds: whether an open file is a terminal, which the
+/// kernel's FUSE asks each time, and no filesystem need look up.
+pub(crate) fn ask(job: &Job) -> io::Result<()> {
+    let name = job.names.files.first().ok_or_else(|| io::Error::other("no file to ask about"))?;
+    let file = std::fs::File::open(std::ffi::OsStr::from_bytes(name.as_bytes()))?;
+    let questions = job.scaled(40_000);
+    let start = Instant::now();
+    for _ in 0..questions {
+        if file.is_terminal() {
+            return Err(io::Error::other("a file is a terminal"));
+        }
+    }
+    println!("ask {:.9}", start.elapsed().as_secs_f64() / questions as f64);
     Ok(())
 }
