@@ -332,7 +332,8 @@ impl Near {
 
 /// Whether so many requests are one program's, where so much speaks against it.
 fn is_one(requests: u64, against: u64) -> bool {
-    against <= 2 + requests / 8
+    // One program after the other, each for a moment, as a shell script starts them, is not one.
+    against <= requests / 16
 }
 
 fn ns(time: Duration) -> u64 {
