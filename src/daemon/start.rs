@@ -29,8 +29,7 @@ use crate::daemon::table::MountTable;
 use crate::daemon::wire::Facts;
 use crate::daemon::{attached, door, limits, lock, namespace, owners_aside, signals, unmapped, watch};
 use crate::fuse::session::{Audience, Connection, connect};
-use crate::fuse::{Adapter, Settings};
-use crate::fuse::{awake, near};
+use crate::fuse::{Adapter, Settings, awake, near};
 use crate::sys::process;
 use crate::union::{BranchSource, Layout, Union};
 

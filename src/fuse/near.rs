@@ -40,6 +40,7 @@ pub(super) const NOBODY: Asker = 0;
 /// So many requests in a `TICK` are worth a try: some thousand a second.
 const BURST: u64 = 24;
 const TICK: Duration = Duration::from_millis(4);
+/// After so long without a request another burst begins.
 const PAUSE: Duration = Duration::from_millis(1);
 /// How often the keeper looks.
 const LOOK: Duration = Duration::from_millis(2);

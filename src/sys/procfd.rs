@@ -38,23 +38,26 @@ fn dir() -> Result<BorrowedFd<'static>, Errno> {
 
 /// Where in the kernel a thread of this process waits, by the name of a function; see proc_pid_wchan(5).
 pub fn waits_in(thread: i32) -> Option<String> {
-    let path = format!("../task/{thread}/wchan");
-    let file = rustix::fs::openat(dir().ok()?, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
     let mut text = [0; 64];
-    let length = rustix::io::read(&file, &mut text).ok()?;
-    Some(String::from_utf8_lossy(&text[..length]).into_owned()).filter(|place| !place.is_empty() && place != "0")
+    let text = read(&format!("../task/{thread}/wchan"), &mut text)?;
+    Some(String::from_utf8_lossy(text).into_owned()).filter(|place| !place.is_empty() && place != "0")
 }
 
 /// On which processor a thread of any process runs, or ran last, by its number where /proc was opened; see proc_pid_stat(5).
 pub fn processor_of(thread: i32) -> Option<usize> {
-    let path = format!("../../{thread}/task/{thread}/stat");
-    let file = rustix::fs::openat(dir().ok()?, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
     let mut text = [0; 1024];
-    let length = rustix::io::read(&file, &mut text).ok()?;
+    let text = read(&format!("../../{thread}/task/{thread}/stat"), &mut text)?;
     // The second of the 52 fields is the program's name, which may contain anything; the processor is the 39th.
-    let name_ends = text[..length].iter().rposition(|&byte| byte == b')')?;
-    let field = text[name_ends + 1..length].split(|&byte| byte == b' ').nth(39 - 2)?;
+    let name_ends = text.iter().rposition(|&byte| byte == b')')?;
+    let field = text[name_ends + 1..].split(|&byte| byte == b' ').nth(39 - 2)?;
     std::str::from_utf8(field).ok()?.parse().ok()
+}
+
+/// The beginning of the file at `path` from `/proc/self/fd`, as much as `buffer` holds.
+fn read<'a>(path: &str, buffer: &'a mut [u8]) -> Option<&'a [u8]> {
+    let file = rustix::fs::openat(dir().ok()?, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    let length = rustix::io::read(&file, &mut *buffer).ok()?;
+    Some(&buffer[..length])
 }
 
 fn name_of(fd: BorrowedFd<'_>) -> CString {

@@ -14,10 +14,10 @@ while True:
     for n in range(1000):
         os.path.exists(f"{sys.argv[1]}/absent{n}")' "$1" & ASKING=$!; }
 quiet() { kill "$@" && wait "$@" 2>/dev/null; true; }
-# The daemon's threads, each with how it is scheduled (0 usual, 3 batch, 5 idle), where it may run and what it waits in.
+# The daemon's threads, each with how it is scheduled (0 usual, 3 batch, 5 idle), where it may run and its name.
 threads() {
-	local task pid=${1:-$(daemons)}
-	for task in "/proc/$pid/task/"*; do
+	local task
+	for task in "/proc/$(daemons)/task/"*; do
 		echo "$(awk '{ sub(/.*\) /, ""); print $39 }' "$task/stat") $(awk '/^Cpus_allowed_list/ { print $2 }' "$task/status") $(cat "$task/comm")"
 	done 2>/dev/null
 }

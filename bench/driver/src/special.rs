@@ -2,7 +2,6 @@
 
 use std::ffi::CString;
 use std::io::{self, IsTerminal};
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -126,7 +125,7 @@ pub(crate) fn wake() -> io::Result<()> {
 /// kernel's FUSE asks each time, and no filesystem need look up.
 pub(crate) fn ask(job: &Job) -> io::Result<()> {
     let name = job.names.files.first().ok_or_else(|| io::Error::other("no file to ask about"))?;
-    let file = std::fs::File::open(std::ffi::OsStr::from_bytes(name.as_bytes()))?;
+    let file = rustix::fs::openat(CWD, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
     let questions = job.scaled(40_000);
     let start = Instant::now();
     for _ in 0..questions {
