@@ -148,11 +148,36 @@ class Peer:
     def is_fuse(self):
         return self.key not in ("native", "overlay")
 
+    def can(self, workload):
+        """Whether a workload makes sense on it."""
+        return True
+
+    def prefixes(self, workload):
+        """What the calls of the daemon, and of the program that works on its mount, begin with."""
+        return [], []
+
+
+class Hollow(Peer):
+    """A filesystem of names in memory (bench/hollow): what no FUSE daemon can go below. Its daemon is put where cowfs with `near`
+    ends up: on the processor of the one program, to which it yields. Several programs have all processors."""
+
+    ONE, SEVERAL = ("stat", "absent", "walk", "list", "read", "create", "rename", "ask"), ("stat4", "read4")
+
+    def can(self, workload):
+        return workload in self.ONE + self.SEVERAL
+
+    def prefixes(self, workload):
+        if workload in self.SEVERAL:
+            return [], []
+        held = ["taskset", "-c", str(max(os.sched_getaffinity(0)))]
+        return ["chrt", "-i", "0", *held], held
+
 
 class Union:
-    """A fresh mount of one peer over `lowers` (top first) with an empty upper in `base`; use it with `with`."""
+    """A fresh mount of one peer over `lowers` (top first) with an empty upper in `base`; use it with `with`. `prefix`: what the
+    call begins with."""
 
-    def __init__(self, peer, lowers, base, options=()):
+    def __init__(self, peer, lowers, base, options=(), prefix=()):
         self.peer, self.base = peer, Path(base)
         self.base.mkdir(parents=True)
         self.upper, self.work, self.point = (self.base / name for name in ("u", "w", "m"))
@@ -163,7 +188,7 @@ class Union:
             self.root = self.upper
             return
         self.root = self.point
-        argv = peer.command([str(lower) for lower in lowers], str(self.upper), str(self.work), str(self.point), options)
+        argv = [*prefix, *peer.command([str(lower) for lower in lowers], str(self.upper), str(self.work), str(self.point), options)]
         with open(self.base / "messages", "wb") as messages:
             start = time.perf_counter()
             try:
@@ -223,7 +248,7 @@ def overlay_options(lowers, upper, work, options):
     return ",".join([f"lowerdir={':'.join(lowers)}", f"upperdir={upper}", f"workdir={work}", *options])
 
 
-def known_peers(cowfs, fuse_overlayfs_2, cowfs_options):
+def known_peers(cowfs, fuse_overlayfs_2, hollow, cowfs_options):
     """All peers, in the order of the table."""
     def overlay_like(program, *extra):
         return lambda low, up, work, at, opts: [program, "-o", overlay_options(low, up, work, [*opts, *extra]), at]
@@ -255,6 +280,7 @@ def known_peers(cowfs, fuse_overlayfs_2, cowfs_options):
         Peer("fo2", "fuse-overlayfs 2.0.0", overlay_like(fuse_overlayfs_2), lambda: "2.0.0"),
         Peer("cowfs", "cowfs", ours(), lambda: cowfs_version(cowfs)),
         Peer("awake", "cowfs awake", ours("awake")),
+        Hollow("hollow", "hollow", lambda low, _up, _work, at, _opts: [hollow, low[0], at]),
         Peer("far", "cowfs near=off", ours("near=off")),
     ]
 

@@ -58,6 +58,8 @@ def judge(line, base):
     if ours is None or not base:
         return ""
     verdict = "ok" if ours / base <= line["target"] else f"MISS x{ours / base / line['target']:.2f}"
+    if verdict != "ok" and seconds.get("hollow", 0) / base > line["target"]:
+        verdict += ", hollow misses too"
     beaten = [key for key in ("unionfs", "fo1", "fo2") if key in seconds and seconds[key] < ours]
     if beaten and line["workload"] not in SYNCED:
         verdict += ", behind " + ", ".join(beaten)
@@ -92,6 +94,9 @@ def main_table(whole):
     if own:
         text += (f"\n\nVolatile lines: the peers are mounted so, and compared with kernel overlayfs as it is by default, its copies "
                  f"synced; its own volatile mode takes {', '.join(own)} of that. The FUSE peers never sync a copy: they are judged there.")
+    if "hollow" in peers:
+        text += ("\n\nhollow: a FUSE filesystem that holds names in memory, does nothing else, and is held to one processor together with "
+                 "the program (where there is one program): what no daemon can go below, but for what a disk needs.")
     if whole.get("ready"):
         times = ", ".join(f"{peers[key][0]} {1000 * value:.1f} ms" for key, value in whole["ready"].items())
         text += f"\n\nMount to ready (the program has returned): {times}."
@@ -133,7 +138,7 @@ def line(x1, y1, x2, y2, colour="#ccc", width=1.0, dash=""):
 
 def bars(whole):
     """Ratio to kernel overlayfs, one group of bars a workload, on a logarithmic scale; a tick marks our target."""
-    keys = [key for key in whole["peers"] if key != "overlay"]
+    keys = [key for key in whole["peers"] if key not in ("overlay", "hollow")]
     values = [row["seconds"][key] / base for row in whole["table"] if (base := yardstick(row, whole))
               for key in keys if key in row["seconds"]]
     low, high = math.log10(max(0.05, min([0.1, *values]))), math.log10(max([10.0, *values]))
