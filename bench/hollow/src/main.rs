@@ -4,23 +4,57 @@
 //! what cowfs asks for, so that it gets the same requests. Returns when the mount is ready; serves with as many threads as
 //! processors that it may use, at most 4.
 //!
-//! Invariant: nothing is done for an answer but finding it. Which processors, and what to yield to, is for who starts it
-//! to say (taskset(1), chrt(1)): ground.py does.
+//! Invariant: nothing is done for an answer but finding it. So fuser only mounts and begins the connection: it needs a
+//! thread more, and two pieces of memory an answer. Which processors, and what to yield to, is for who starts it to say
+//! (taskset(1), chrt(1)): ground.py does.
 
 mod serve;
 mod tree;
+mod wire;
 
 use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
+use std::thread;
 
-use fuser::{Config, MountOption, Session, SessionACL};
+use fuser::{BackingId, Config, Filesystem, InitFlags, KernelConfig, MountOption, Request, Session, SessionACL};
 
-use serve::Hollow;
+use serve::{Hollow, MAX_DATA};
 use tree::Tree;
 
 /// The most threads, as cowfs has.
 const MOST_THREADS: usize = 4;
+
+/// What cowfs asks for by default, `src/fuse/offer.rs`.
+const WANTED: InitFlags = InitFlags::FUSE_PARALLEL_DIROPS
+    .union(InitFlags::FUSE_ATOMIC_O_TRUNC)
+    .union(InitFlags::FUSE_CACHE_SYMLINKS)
+    .union(InitFlags::FUSE_AUTO_INVAL_DATA)
+    .union(InitFlags::FUSE_DONT_MASK)
+    .union(InitFlags::FUSE_HAS_IOCTL_DIR)
+    .union(InitFlags::FUSE_NO_OPENDIR_SUPPORT)
+    .union(InitFlags::FUSE_EXPORT_SUPPORT)
+    .union(InitFlags::FUSE_ASYNC_DIO)
+    .union(InitFlags::FUSE_HANDLE_KILLPRIV_V2)
+    .union(InitFlags::FUSE_DO_READDIRPLUS)
+    .union(InitFlags::FUSE_READDIRPLUS_AUTO)
+    .union(InitFlags::FUSE_POSIX_ACL)
+    .union(InitFlags::FUSE_PASSTHROUGH);
+
+/// The start of the connection.
+struct Greeter;
+
+impl Filesystem for Greeter {
+    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        let refused = |what: &str| io::Error::other(format!("the kernel refuses {what}"));
+        let wanted = WANTED & config.capabilities();
+        config.add_capabilities(wanted).map_err(|flags| refused(&format!("{flags:?}")))?;
+        config.set_max_write(MAX_DATA as u32).map_err(|_| refused("large writes"))?;
+        config.set_max_stack_depth(1).map_err(|_| refused("to lie under another filesystem"))?;
+        Ok(())
+    }
+}
 
 /// Begins anew in the background, and waits until the mount is ready.
 fn start(lower: &str, point: &str) -> io::Result<()> {
@@ -32,18 +66,27 @@ fn start(lower: &str, point: &str) -> io::Result<()> {
 
 /// Mounts, says so, and serves until the mount is gone.
 fn serve(lower: &str, point: &str) -> io::Result<()> {
-    let hollow = Hollow::new(Tree::of(Path::new(lower))?)?;
-    let notifier = hollow.notifier.clone();
+    let tree = Tree::of(Path::new(lower))?;
     let mut config = Config::default();
     config.mount_options = vec![MountOption::FSName("hollow".into()), MountOption::DefaultPermissions];
     config.acl = SessionACL::All;
-    config.n_threads = Some(std::thread::available_parallelism()?.get().min(MOST_THREADS));
-    let session = Session::new(hollow, point, &config)?;
-    // Nobody has set it before.
-    let _ = notifier.set(session.notifier());
+    let session = Session::new(Greeter, point, &config)?;
+    let device = session.as_fd();
+    let memory = rustix::fs::memfd_create("hollow", rustix::fs::MemfdFlags::CLOEXEC)?;
+    let backing =
+        BackingId::create_raw(device, &memory).inspect_err(|error| eprintln!("hollow: no passthrough: {error}"));
+    let hollow = Hollow::new(tree, backing.ok());
     io::stdout().write_all(b"r")?;
     io::stdout().flush()?;
-    session.run()
+    let threads = thread::available_parallelism()?.get().min(MOST_THREADS);
+    thread::scope(|scope| {
+        let others: Vec<_> = (1..threads).map(|_| scope.spawn(|| hollow.serve(device))).collect();
+        let mut ends = vec![hollow.serve(device)];
+        ends.extend(
+            others.into_iter().map(|other| other.join().unwrap_or_else(|_| Err(io::Error::other("a thread panicked")))),
+        );
+        ends.into_iter().collect()
+    })
 }
 
 fn main() -> ExitCode {

@@ -4,21 +4,21 @@
 //! for as long as it is there. Who may see a tree at the same time as whom is for the caller to settle.
 
 use std::collections::{HashMap, VecDeque};
-use std::fs::Metadata;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use fuser::{FileAttr, FileType, INodeNo};
+use crate::wire::Entry;
 
 /// A name as it stands in a directory.
 pub(crate) type Name = Arc<[u8]>;
 
-/// All nodes by number; nothing has the number 0.
+/// The number of the first directory.
+const ROOT: u64 = 1;
+
+/// All nodes by number; by 0 what is not there.
 pub(crate) struct Tree {
     nodes: Vec<Node>,
 }
@@ -26,9 +26,9 @@ pub(crate) struct Tree {
 /// A file or directory.
 pub(crate) struct Node {
     /// As it is answered.
-    pub(crate) attr: FileAttr,
+    pub(crate) entry: Entry,
     /// What is in it, if it is a directory.
-    pub(crate) dir: Option<Dir>,
+    dir: Option<Dir>,
     /// It was made by a request, and is written to.
     pub(crate) made: bool,
     /// The kernel has been given its data.
@@ -87,21 +87,22 @@ impl Dir {
 impl Tree {
     /// The tree below `root`, as it is now; neither symbolic links nor special files.
     pub(crate) fn of(root: &Path) -> io::Result<Tree> {
-        let nobody = attr_of(&root.metadata()?, 0);
-        let mut tree =
-            Tree { nodes: vec![Node { attr: nobody, dir: None, made: false, sent: AtomicBool::new(false) }] };
-        let first = tree.add(attr_of(&root.metadata()?, 1), 1);
-        let mut todo: VecDeque<(PathBuf, u64)> = [(root.to_owned(), first)].into();
+        let mut tree = Tree { nodes: Vec::new() };
+        tree.add(Entry::absent(), None);
+        tree.add(Entry::of(ROOT, &root.metadata()?), Some(Dir::below(ROOT)));
+        let mut todo: VecDeque<(PathBuf, u64)> = [(root.to_owned(), ROOT)].into();
         while let Some((path, parent)) = todo.pop_front() {
             for entry in path.read_dir()? {
                 let entry = entry?;
                 let metadata = entry.metadata()?;
-                if metadata.is_file() || metadata.is_dir() {
-                    let node = tree.add(attr_of(&metadata, 0), parent);
-                    tree.enter(parent, entry.file_name().as_bytes().into(), node);
-                    if metadata.is_dir() {
-                        todo.push_back((entry.path(), node));
-                    }
+                if !metadata.is_file() && !metadata.is_dir() {
+                    continue;
+                }
+                let number = tree.next();
+                tree.add(Entry::of(number, &metadata), metadata.is_dir().then(|| Dir::below(parent)));
+                tree.enter(parent, entry.file_name().as_bytes().into(), number);
+                if metadata.is_dir() {
+                    todo.push_back((entry.path(), number));
                 }
             }
         }
@@ -123,76 +124,48 @@ impl Tree {
         self.node(number).dir.as_ref()
     }
 
-    /// Adds a node without a name.
-    fn add(&mut self, attr: FileAttr, parent: u64) -> u64 {
-        let number = self.nodes.len() as u64;
-        let dir = (attr.kind == FileType::Directory).then(|| Dir::below(parent));
-        let attr = FileAttr { ino: INodeNo(number), ..attr };
-        self.nodes.push(Node { attr, dir, made: false, sent: AtomicBool::new(false) });
-        number
+    fn dir_mut(&mut self, number: u64) -> Option<&mut Dir> {
+        self.node_mut(number).dir.as_mut()
+    }
+
+    /// The number of the next node.
+    fn next(&self) -> u64 {
+        self.nodes.len() as u64
+    }
+
+    /// Adds a node without a name, by the next number.
+    fn add(&mut self, entry: Entry, dir: Option<Dir>) {
+        self.nodes.push(Node { entry, dir, made: false, sent: AtomicBool::new(false) });
     }
 
     fn enter(&mut self, parent: u64, name: Name, node: u64) {
-        if let Some(dir) = &mut self.node_mut(parent).dir {
+        if let Some(dir) = self.dir_mut(parent) {
             dir.insert(name, node);
         }
     }
 
-    /// Makes an empty node.
-    pub(crate) fn make(
-        &mut self,
-        parent: u64,
-        name: &[u8],
-        (kind, perm): (FileType, u16),
-        (uid, gid): (u32, u32),
-    ) -> FileAttr {
-        let now = SystemTime::now();
-        let (atime, mtime, ctime) = (now, now, now);
-        let attr =
-            FileAttr { size: 0, blocks: 0, atime, mtime, ctime, kind, perm, nlink: 1, uid, gid, ..self.nodes[0].attr };
-        let number = self.add(attr, parent);
+    /// Makes an empty file, or a directory, of `mode`; its number.
+    pub(crate) fn make(&mut self, parent: u64, name: &[u8], mode: u32, owner: (u32, u32)) -> u64 {
+        let number = self.next();
+        let dir = (mode & libc::S_IFMT == libc::S_IFDIR).then(|| Dir::below(parent));
+        self.add(Entry::new(number, mode, owner, 0), dir);
+        self.node_mut(number).made = true;
         self.enter(parent, name.into(), number);
-        let node = self.node_mut(number);
-        node.made = true;
-        node.attr
+        number
     }
 
     /// Takes a name away; false if it is not there.
     pub(crate) fn remove(&mut self, parent: u64, name: &[u8]) -> bool {
-        let dir = self.node_mut(parent).dir.as_mut();
-        dir.and_then(|dir| dir.remove(name)).is_some()
+        self.dir_mut(parent).and_then(|dir| dir.remove(name)).is_some()
     }
 
     /// Gives a node another name; false if the old one is not there.
     pub(crate) fn rename(&mut self, from: (u64, &[u8]), to: (u64, &[u8])) -> bool {
-        let Some((_, node)) = self.node_mut(from.0).dir.as_mut().and_then(|dir| dir.remove(from.1)) else {
-            return false;
-        };
+        let Some((_, node)) = self.dir_mut(from.0).and_then(|dir| dir.remove(from.1)) else { return false };
         self.enter(to.0, to.1.into(), node);
-        if let Some(dir) = &mut self.node_mut(node).dir {
+        if let Some(dir) = self.dir_mut(node) {
             dir.parent = to.0;
         }
         true
-    }
-}
-
-fn attr_of(metadata: &Metadata, number: u64) -> FileAttr {
-    let time = |seconds: i64| UNIX_EPOCH + Duration::from_secs(seconds.unsigned_abs());
-    FileAttr {
-        ino: INodeNo(number),
-        size: metadata.size(),
-        blocks: metadata.blocks(),
-        atime: time(metadata.atime()),
-        mtime: time(metadata.mtime()),
-        ctime: time(metadata.ctime()),
-        crtime: UNIX_EPOCH,
-        kind: if metadata.is_dir() { FileType::Directory } else { FileType::RegularFile },
-        perm: (metadata.mode() & 0o7777) as u16,
-        nlink: metadata.nlink() as u32,
-        uid: metadata.uid(),
-        gid: metadata.gid(),
-        rdev: 0,
-        blksize: 4096,
-        flags: 0,
     }
 }
