@@ -471,6 +471,28 @@ fn directories_of_the_upper_move_as_before() {
     });
 }
 
+/// A listing asks for copies' numbers only in directories that know of copies.
+#[test]
+fn a_copy_whose_lower_is_away_is_a_copy_where_it_comes() {
+    tell(&[upper(), lower(2)], &[1], |live| {
+        let fs = &live.fs;
+        fs.append(b"only-2", b"+").unwrap();
+        let number = fs.ino(b"only-2");
+        live.over(&[]);
+        fs.forget();
+        fs.mkdir(b"to", 0o755).unwrap();
+        fs.create(b"to/made", 0o644).unwrap();
+        fs.rename(b"only-2", b"to/copy", 0).unwrap();
+        live.over(&[1]);
+        for _ in 0..2 {
+            let listed = |name: &[u8]| fs.list(b"to").unwrap().into_iter().find(|entry| entry.name == name).unwrap().ino;
+            assert_eq!([listed(b"copy"), listed(b"made")], [fs.ino(b"to/copy"), fs.ino(b"to/made")]);
+            fs.forget();
+        }
+        assert_eq!(fs.ino(b"to/copy"), number);
+    });
+}
+
 /// What was looked for in vain is known to the kernel alone, so it is told of every name that comes.
 #[test]
 fn names_that_come_are_told() {

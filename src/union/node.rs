@@ -86,6 +86,8 @@ pub struct Body {
     pub touched: Option<Time>,
     /// For a regular file: where its data are.
     pub data: Data,
+    /// It was made in the upper: it has no origin.
+    pub original: bool,
 }
 
 /// Where the data of a regular file are (`ops::metacopy`). What was unknown once never gets unknown again, and data that
@@ -189,6 +191,7 @@ impl Node {
                 gone: seen.lost.map_or(0, |lost| lost.names),
                 touched: seen.lost.map(|lost| lost.touched),
                 data: Data::Unknown,
+                original: false,
             }),
         }
     }
@@ -227,6 +230,11 @@ impl Node {
         let body = self.body.read();
         let current = !self.left_behind.load(Ordering::Acquire);
         current && self.kind == seen.kind && (body.identity == seen.identity || body.before == Some(seen.identity))
+    }
+
+    /// Whether its real object is `identity` now.
+    pub fn is_at(&self, identity: (u64, u64)) -> bool {
+        !self.left_behind.load(Ordering::Acquire) && self.body.read().identity == identity
     }
 
     /// It was seen once more, under `link`.

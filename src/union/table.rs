@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
+use rustix::fs::FileType;
 
 use crate::union::branch::At;
 use crate::union::error::{Errno, Result};
@@ -78,6 +79,15 @@ impl Table {
         }
         let id = *self.aliases.get(&identity)?;
         self.known(id).map(|node| node.ino)
+    }
+
+    /// The node of the real object `identity`, of which it is known that it is one of `kind` and would show `own` if it had
+    /// no origin. `None` also for one that shows another's number and that nobody has looked up since it does.
+    pub fn node_of(&self, identity: (u64, u64), kind: FileType, own: Ino) -> Option<Arc<Node>> {
+        let alias = if self.aliases.is_empty() { None } else { self.aliases.get(&identity).map(|alias| *alias) };
+        let node = self.known(alias.unwrap_or(NodeId(own.0)))?;
+        let is = node.kind == kind && node.is_at(identity);
+        is.then_some(node)
     }
 
     /// The node called `id`.
@@ -255,8 +265,6 @@ mod tests {
     use std::sync::Barrier;
     use std::sync::mpsc::channel;
     use std::time::Duration;
-
-    use rustix::fs::FileType;
 
     use super::*;
     use crate::union::name::Name;

@@ -20,7 +20,7 @@ use crate::union::error::{During, Errno, Result, best_effort};
 use crate::union::handle::OpenFile;
 use crate::union::marks::overlay;
 use crate::union::name::Name;
-use crate::union::node::{Link, Node, Seen};
+use crate::union::node::{Data, Link, Node, Seen};
 use crate::union::resolve::{Found, InUpper, in_upper, lies_below};
 use crate::union::stack::{Layers, Stack, Upper};
 use crate::union::stage::Staged;
@@ -277,7 +277,15 @@ impl Union {
         let generation = Generation::of(stat.btime);
         let seen = Seen { ino, generation, kind: stat.kind(), identity, branch: Stack::UPPER, layers, lost: None };
         let link = Link { parent: free.parent.clone(), name: free.name.clone(), branch: Stack::UPPER };
-        self.told(self.table.enter(seen, None, link), &stat)
+        let node = self.table.enter(seen, None, link);
+        {
+            let mut body = node.body.write();
+            if body.identity == identity {
+                body.original = true;
+                body.data = Data::Own;
+            }
+        }
+        self.told(node, &stat)
     }
 }
 

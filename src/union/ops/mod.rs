@@ -34,7 +34,10 @@ use crate::union::node::{Body, Link, Node, Seen};
 use crate::union::ops::open::stat_of;
 use crate::union::resolve::{Found, find};
 use crate::union::stack::Stack;
-use crate::union::types::{Attr, BranchId, Entry, Generation};
+use crate::union::types::{Attr, BranchId, Entry, Generation, Ino};
+
+/// A number that is shown, and which object of that number it is.
+type Number = (Ino, Generation);
 
 /// A name as a program gives it.
 fn name_of(name: &OsStr) -> Result<Name> {
@@ -60,7 +63,9 @@ impl Union {
         let mut stat = *found.stat();
         let node = match found {
             Found::Dir(layers, stat) => {
-                let seen = self.seen_dir(layers, &stat)?;
+                let known = layers.iter().find(|dir| dir.presence != Presence::MarksOnly);
+                let known = known.and_then(|top| self.known_number(top, &stat));
+                let seen = self.seen_dir(layers, &stat, known)?;
                 let link = Link { parent: parent.clone(), name: name.clone(), branch: seen.branch };
                 self.table.enter(seen, None, link)
             }
@@ -87,7 +92,7 @@ impl Union {
     fn enter_leaf(&self, parent: &Arc<Node>, name: &Name, dir: &Arc<RealDir>, stat: &mut Stat) -> Result<Arc<Node>> {
         let lower = *stat;
         loop {
-            let (seen, in_index) = self.seen_leaf(dir, name, stat)?;
+            let (seen, in_index) = self.seen_leaf(dir, name, stat, self.known_number(dir, stat))?;
             let branch = branch_of_name(&seen, in_index.as_ref());
             let link = Link { parent: parent.clone(), name: name.clone(), branch };
             let settled = in_index.is_some();
@@ -113,25 +118,47 @@ impl Union {
         Ok(index.find(&self.stack.upper()?.writer.keys, &entry, &dir.at(name)?)?.is_some())
     }
 
-    fn seen_dir(&self, layers: crate::union::stack::Layers, stat: &Stat) -> Result<Seen> {
+    /// The number that an object of the upper shows, and which of that number it is, if some node has it already: an object
+    /// gets its origin before its name, and keeps it.
+    fn known_number(&self, dir: &RealDir, stat: &Stat) -> Option<Number> {
+        if !self.stack.is_upper(dir.branch) {
+            return None;
+        }
+        let node = self.table.node_of(stat.identity(), stat.kind(), self.numbers.number(stat.dev, stat.ino))?;
+        Some((node.ino, node.generation))
+    }
+
+    fn seen_dir(&self, layers: crate::union::stack::Layers, stat: &Stat, known: Option<Number>) -> Result<Seen> {
         let top = layers.iter().find(|dir| dir.presence != Presence::MarksOnly).ok_or(Errno::IO)?;
         let (branch, identity) = (top.branch, top.identity());
-        let (ino, born) = match top.place() {
-            Some((parent, name)) => self.numbers.shown(&self.stack, top, &parent.at(&name)?, identity)?,
-            None => (self.numbers.number(identity.0, identity.1), None),
+        let (ino, generation) = match (known, top.place()) {
+            (Some(known), _) => known,
+            (None, Some((parent, name))) => self.number(top, &parent.at(&name)?, stat)?,
+            (None, None) => (self.numbers.number(identity.0, identity.1), Generation::of(stat.btime)),
         };
-        let generation = Generation::of(born.unwrap_or(stat.btime));
         Ok(Seen { ino, generation, kind: rustix::fs::FileType::Directory, identity, branch, layers, lost: None })
+    }
+
+    /// The number that the object `at` of `dir`'s branch shows, and which of that number it is.
+    fn number(&self, dir: &RealDir, at: &At, stat: &Stat) -> Result<Number> {
+        let (ino, born) = self.numbers.shown(&self.stack, dir, at, stat.identity())?;
+        Ok((ino, Generation::of(born.unwrap_or(stat.btime))))
     }
 
     /// A file found in `dir`; if it is one of several lower names of a file whose copy is in the index, the copy is
     /// seen (and `stat` becomes the copy's).
-    fn seen_leaf(&self, dir: &Arc<RealDir>, name: &Name, stat: &mut Stat) -> Result<(Seen, Option<At>)> {
+    fn seen_leaf(
+        &self,
+        dir: &Arc<RealDir>,
+        name: &Name,
+        stat: &mut Stat,
+        known: Option<Number>,
+    ) -> Result<(Seen, Option<At>)> {
         let at = dir.at(name)?;
-        let (ino, born) = self.numbers.shown(&self.stack, dir, &at, stat.identity())?;
+        let (ino, generation) = known.map_or_else(|| self.number(dir, &at, stat), Ok)?;
         let mut seen = Seen {
             ino,
-            generation: Generation::of(born.unwrap_or(stat.btime)),
+            generation,
             kind: stat.kind(),
             identity: stat.identity(),
             branch: dir.branch,

@@ -161,7 +161,7 @@ impl Plan<'_> {
 
     fn dir_stays(&mut self, node: &Arc<Node>, found: Found, link: Option<Link>) -> Result<()> {
         let Found::Dir(layers, stat) = found else { return Err(Errno::NOTDIR) };
-        let seen = self.new.seen_dir(layers.clone(), &stat)?;
+        let seen = self.new.seen_dir(layers.clone(), &stat, None)?;
         let links = link.into_iter().map(|link| Link { branch: seen.branch, ..link }).collect();
         self.layers.insert(node.id, layers);
         self.fates.push((node.clone(), Fate::Stays(Stay { seen, index: None, links, data: None, other_data: false })));
@@ -178,7 +178,7 @@ impl Plan<'_> {
         for link in &body.links {
             let Some(layers) = self.layers.get(&link.parent.id) else { continue };
             let Some(Found::Leaf(dir, mut stat)) = find(&self.new.stack, layers, &link.name)? else { continue };
-            let (seen, index) = self.new.seen_leaf(&dir, &link.name, &mut stat)?;
+            let (seen, index) = self.new.seen_leaf(&dir, &link.name, &mut stat, None)?;
             if seen.kind != node.kind || seen.identity != body.identity {
                 continue;
             }

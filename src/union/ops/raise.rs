@@ -119,8 +119,7 @@ impl Union {
         let keys = &upper.writer.keys;
         let at = body.at()?;
         let is_copy = node.ino != self.numbers.number(body.identity.0, body.identity.1)
-            || at.mark(&keys.origin)?.is_some()
-            || at.mark(&keys.origin_number)?.is_some();
+            || (!body.original && (at.mark(&keys.origin)?.is_some() || at.mark(&keys.origin_number)?.is_some()));
         if is_copy { self.mark_impure(upper, dir) } else { Ok(()) }
     }
 

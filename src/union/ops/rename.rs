@@ -26,7 +26,7 @@ use crate::union::name::Name;
 use crate::union::node::{Body, Link, Node};
 use crate::union::ops::name_of;
 use crate::union::ops::remove::{hold, lose_name};
-use crate::union::resolve::{InUpper, follow, in_upper, lies_below};
+use crate::union::resolve::{Found, InUpper, find, follow, in_upper, lies_below};
 use crate::union::stack::{Layers, Stack, Upper};
 use crate::union::types::NodeId;
 
@@ -43,6 +43,8 @@ struct End<'a> {
 struct Counted<'a> {
     union: &'a Union,
     node: Option<Arc<Node>>,
+    /// The upper itself has it under the name that was looked up.
+    own: bool,
 }
 
 impl Drop for Counted<'_> {
@@ -121,9 +123,10 @@ impl Union {
         for node in lifted.into_iter().flatten() {
             self.check_movable(node)?;
         }
-        if !self.is_ready(old, node)?
+        let own = target.as_ref().is_some_and(|target| target.own);
+        if !self.is_ready(old, node, source.own)?
             || new.parent.upper_dir(&self.stack).is_none()
-            || (exchange && !victim.map_or(Ok(true), |victim| self.is_ready(new, victim))?)
+            || (exchange && !victim.map_or(Ok(true), |victim| self.is_ready(new, victim, own))?)
         {
             // Others must not wait while data are copied.
             drop((locks, crossing));
@@ -152,15 +155,17 @@ impl Union {
     }
 
     fn counted(&self, end: &End<'_>) -> Result<Option<Counted<'_>>> {
-        match self.look(end.parent, end.name) {
-            Ok((node, _)) => Ok(Some(Counted { union: self, node: Some(node) })),
+        let Some(found) = find(&self.stack, &end.parent.layers()?, end.name)? else { return Ok(None) };
+        let own = matches!(&found, Found::Leaf(dir, _) if self.stack.is_upper(dir.branch));
+        match self.enter(end.parent, end.name, found) {
+            Ok((node, _)) => Ok(Some(Counted { union: self, node: Some(node), own })),
             Err(Errno::NOENT) => Ok(None),
             Err(errno) => Err(errno),
         }
     }
 
-    /// Whether the upper itself has the node under this name.
-    fn is_ready(&self, end: &End<'_>, node: &Arc<Node>) -> Result<bool> {
+    /// Whether the upper itself has the node under this name, as was found, or has it now.
+    fn is_ready(&self, end: &End<'_>, node: &Arc<Node>, own: bool) -> Result<bool> {
         if node.is_dir() {
             return Ok(node.upper_dir(&self.stack).is_some());
         }
@@ -170,6 +175,9 @@ impl Union {
         }
         if end.parent.upper_dir(&self.stack).is_none() || !self.stack.is_upper(node.body.read().branch) {
             return Ok(false);
+        }
+        if own {
+            return Ok(true);
         }
         match self.own_name(end.parent, end.name, node) {
             Ok(()) => Ok(true),
