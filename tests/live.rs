@@ -7,12 +7,14 @@
 
 mod kit;
 
+use std::ffi::OsStr;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Barrier};
 
+use cowfs::union::fault::{self, Action};
 use cowfs::union::name::Name;
 use cowfs::union::ops::behind::Stale;
 use cowfs::union::options::Format;
@@ -485,12 +487,52 @@ fn a_copy_whose_lower_is_away_is_a_copy_where_it_comes() {
         fs.rename(b"only-2", b"to/copy", 0).unwrap();
         live.over(&[1]);
         for _ in 0..2 {
-            let listed = |name: &[u8]| fs.list(b"to").unwrap().into_iter().find(|entry| entry.name == name).unwrap().ino;
+            let listed =
+                |name: &[u8]| fs.list(b"to").unwrap().into_iter().find(|entry| entry.name == name).unwrap().ino;
             assert_eq!([listed(b"copy"), listed(b"made")], [fs.ino(b"to/copy"), fs.ino(b"to/made")]);
             fs.forget();
         }
         assert_eq!(fs.ino(b"to/copy"), number);
     });
+}
+
+/// A look-up took the number of a node that it found known, and somebody forgot the node before it was counted. Where that was
+/// no more the number that the file shows, the file came back under it, and whoever had found it by another name meanwhile had it
+/// under the right one: two nodes for one file.
+#[test]
+fn a_node_that_is_forgotten_while_it_is_found() {
+    if !kit::can_build() {
+        return;
+    }
+    let live = Live::new(Format::Overlay, &[upper(), lower(2)], &[1], Dcache::Keep);
+    let (name, other) = (OsStr::new("only-2"), OsStr::new("other"));
+    live.fs.append(b"only-2", b"+").unwrap();
+    live.fs.link(b"only-2", b"other").unwrap();
+    let number = live.fs.ino(b"only-2");
+    live.over(&[]);
+    live.fs.forget();
+    assert_ne!(live.fs.ino(b"only-2"), number);
+    live.over(&[1]);
+    let union = live.fs.union();
+    let place: &'static Barrier = Box::leak(Box::new(Barrier::new(2)));
+    let (one, two) = std::thread::scope(|threads| {
+        let one = threads.spawn(|| {
+            fault::arm(0, Action::Meet(place));
+            let found = union.lookup(NodeId::ROOT, name).unwrap().node;
+            assert!(fault::disarm() > 0);
+            found
+        });
+        place.wait();
+        live.fs.forget();
+        let two = union.lookup(NodeId::ROOT, other).unwrap().node;
+        place.wait();
+        (one.join().unwrap(), two)
+    });
+    assert_eq!(one, two);
+    union.forget(one, 2);
+    assert_eq!(union.known_nodes(), 1);
+    drop(union);
+    assert_eq!(live.fs.ino(b"only-2"), number);
 }
 
 /// What was looked for in vain is known to the kernel alone, so it is told of every name that comes.

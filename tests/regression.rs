@@ -473,3 +473,40 @@ fn a_look_up_that_fails_is_not_counted() {
     union.forget(dir, 1);
     assert_eq!(union.known_nodes(), 1);
 }
+
+/// A lower file was copied up and deleted in its branch, and its number used again, which ext4 does at once: the new file was
+/// taken for the copy while that was known. In a lower it showed the copy's data, and what was written to it went there; one
+/// made in the union was ESTALE, and a new directory took the place of the copied one.
+#[test]
+fn what_has_the_number_of_a_lower_file_that_was_copied_up() {
+    for made_in in [1, 0] {
+        let mut stack = Stack::new(Format::Overlay, &[empty(), lower().file("f", "lower").file("d/in", "d")]);
+        let fs = engine(&stack);
+        fs.append(b"f", b"+").unwrap();
+        fs.chmod(b"d", 0o700).unwrap();
+        std::fs::remove_file(stack.path(1).join("f")).unwrap();
+        std::fs::remove_dir_all(stack.path(1).join("d")).unwrap();
+        for n in 0..20 {
+            let (file, dir) = (format!("g{n}"), format!("e{n}"));
+            if made_in == 1 {
+                std::fs::write(stack.path(1).join(&file), "other").unwrap();
+                std::fs::create_dir(stack.path(1).join(&dir)).unwrap();
+            } else {
+                fs.write(file.as_bytes(), b"other").unwrap();
+                fs.mkdir(dir.as_bytes(), 0o777).unwrap();
+            }
+        }
+        stack.guard();
+        for _ in 0..2 {
+            for n in 0..20 {
+                let (file, dir) = (format!("g{n}"), format!("e{n}"));
+                assert_eq!(fs.read(file.as_bytes()).unwrap(), b"other");
+                fs.write(file.as_bytes(), b"other").unwrap();
+                assert_eq!(fs.stat(dir.as_bytes()).unwrap().perm(), 0o777);
+            }
+            assert_eq!(fs.read(b"f").unwrap(), b"lower+");
+            assert_eq!(fs.stat(b"d").unwrap().perm(), 0o700);
+            fs.forget();
+        }
+    }
+}

@@ -36,9 +36,6 @@ use crate::union::resolve::{Found, find};
 use crate::union::stack::Stack;
 use crate::union::types::{Attr, BranchId, Entry, Generation, Ino};
 
-/// A number that is shown, and which object of that number it is.
-type Number = (Ino, Generation);
-
 /// A name as a program gives it.
 fn name_of(name: &OsStr) -> Result<Name> {
     Name::new(name.as_bytes())
@@ -64,8 +61,8 @@ impl Union {
         let node = match found {
             Found::Dir(layers, stat) => {
                 let known = layers.iter().find(|dir| dir.presence != Presence::MarksOnly);
-                let known = known.and_then(|top| self.known_number(top, &stat));
-                let seen = self.seen_dir(layers, &stat, known)?;
+                let known = known.and_then(|top| self.known(top, &stat));
+                let seen = self.seen_dir(layers, &stat, known.as_deref())?;
                 let link = Link { parent: parent.clone(), name: name.clone(), branch: seen.branch };
                 self.table.enter(seen, None, link)
             }
@@ -92,7 +89,8 @@ impl Union {
     fn enter_leaf(&self, parent: &Arc<Node>, name: &Name, dir: &Arc<RealDir>, stat: &mut Stat) -> Result<Arc<Node>> {
         let lower = *stat;
         loop {
-            let (seen, in_index) = self.seen_leaf(dir, name, stat, self.known_number(dir, stat))?;
+            let known = self.known(dir, stat);
+            let (seen, in_index) = self.seen_leaf(dir, name, stat, known.as_deref())?;
             let branch = branch_of_name(&seen, in_index.as_ref());
             let link = Link { parent: parent.clone(), name: name.clone(), branch };
             let settled = in_index.is_some();
@@ -118,44 +116,50 @@ impl Union {
         Ok(index.find(&self.stack.upper()?.writer.keys, &entry, &dir.at(name)?)?.is_some())
     }
 
-    /// The number that an object of the upper shows, and which of that number it is, if some node has it already: an object
-    /// gets its origin before its name, and keeps it.
-    fn known_number(&self, dir: &RealDir, stat: &Stat) -> Option<Number> {
+    /// The node that has this object of the upper already, which need not be asked for its origin then: that is there before the
+    /// object has a name, and stays.
+    ///
+    /// To be kept until the object is entered: else the node may be forgotten meanwhile, and another one come under a number that
+    /// it alone showed (`over`).
+    fn known(&self, dir: &RealDir, stat: &Stat) -> Option<Arc<Node>> {
         if !self.stack.is_upper(dir.branch) {
             return None;
         }
-        let node = self.table.node_of(stat.identity(), stat.kind(), self.numbers.number(stat.dev, stat.ino))?;
-        Some((node.ino, node.generation))
+        self.table.node_of(stat.identity(), stat.kind(), self.numbers.number(stat.dev, stat.ino))
     }
 
-    fn seen_dir(&self, layers: crate::union::stack::Layers, stat: &Stat, known: Option<Number>) -> Result<Seen> {
+    /// A directory made of `layers`; `known` is the node that has it, if that is known.
+    fn seen_dir(&self, layers: crate::union::stack::Layers, stat: &Stat, known: Option<&Node>) -> Result<Seen> {
         let top = layers.iter().find(|dir| dir.presence != Presence::MarksOnly).ok_or(Errno::IO)?;
         let (branch, identity) = (top.branch, top.identity());
         let (ino, generation) = match (known, top.place()) {
-            (Some(known), _) => known,
+            (Some(known), _) => (known.ino, known.generation),
             (None, Some((parent, name))) => self.number(top, &parent.at(&name)?, stat)?,
             (None, None) => (self.numbers.number(identity.0, identity.1), Generation::of(stat.btime)),
         };
         Ok(Seen { ino, generation, kind: rustix::fs::FileType::Directory, identity, branch, layers, lost: None })
     }
 
-    /// The number that the object `at` of `dir`'s branch shows, and which of that number it is.
-    fn number(&self, dir: &RealDir, at: &At, stat: &Stat) -> Result<Number> {
+    /// The number that the object `at` of `dir`'s branch shows, and which object of that number it is.
+    fn number(&self, dir: &RealDir, at: &At, stat: &Stat) -> Result<(Ino, Generation)> {
         let (ino, born) = self.numbers.shown(&self.stack, dir, at, stat.identity())?;
         Ok((ino, Generation::of(born.unwrap_or(stat.btime))))
     }
 
     /// A file found in `dir`; if it is one of several lower names of a file whose copy is in the index, the copy is
-    /// seen (and `stat` becomes the copy's).
+    /// seen (and `stat` becomes the copy's). `known` is the node that has the one found, if that is known.
     fn seen_leaf(
         &self,
         dir: &Arc<RealDir>,
         name: &Name,
         stat: &mut Stat,
-        known: Option<Number>,
+        known: Option<&Node>,
     ) -> Result<(Seen, Option<At>)> {
         let at = dir.at(name)?;
-        let (ino, generation) = known.map_or_else(|| self.number(dir, &at, stat), Ok)?;
+        let (ino, generation) = match known {
+            Some(known) => (known.ino, known.generation),
+            None => self.number(dir, &at, stat)?,
+        };
         let mut seen = Seen {
             ino,
             generation,
