@@ -474,6 +474,40 @@ fn a_look_up_that_fails_is_not_counted() {
     assert_eq!(union.known_nodes(), 1);
 }
 
+/// What the kernel knew of a lower file led to another file, which got its number when it was deleted in its branch: until the
+/// name was looked up again, it showed that one's data, and what was appended to it went there.
+#[test]
+fn what_has_the_number_of_a_lower_file_that_is_gone() {
+    let mut stack = Stack::new(Format::Overlay, &[empty(), lower().file("f", "lower").file("d/in", "lower")]);
+    let fs = engine(&stack);
+    let known: [&[u8]; 2] = [b"f", b"d/in"];
+    for name in known {
+        assert_eq!(fs.read(name).unwrap(), b"lower");
+    }
+    std::fs::remove_file(stack.path(1).join("f")).unwrap();
+    std::fs::remove_dir_all(stack.path(1).join("d")).unwrap();
+    let (files, dirs): (Vec<_>, Vec<_>) = (0..20).map(|n| (format!("g{n}"), format!("e{n}"))).unzip();
+    for (file, dir) in files.iter().zip(&dirs) {
+        std::fs::write(stack.path(1).join(file), "other").unwrap();
+        std::fs::create_dir(stack.path(1).join(dir)).unwrap();
+        std::fs::write(stack.path(1).join(dir).join("in"), "other").unwrap();
+    }
+    stack.guard();
+    for turn in 0..2 {
+        for (file, dir) in files.iter().zip(&dirs) {
+            assert_eq!(fs.read(file.as_bytes()).unwrap(), b"other");
+            assert_eq!(fs.read(format!("{dir}/in").as_bytes()).unwrap(), b"other");
+        }
+        for name in known {
+            let gone = if turn == 0 { Errno::STALE } else { Errno::NOENT };
+            assert_eq!(fs.read(name).map(|data| String::from_utf8(data).unwrap()), Err(gone));
+            assert_eq!(fs.append(name, b"+"), Err(gone));
+            assert_eq!(fs.chmod(name, 0o600), Err(gone));
+        }
+        fs.forget();
+    }
+}
+
 /// A lower file was copied up and deleted in its branch, and its number used again, which ext4 does at once: the new file was
 /// taken for the copy while that was known. In a lower it showed the copy's data, and what was written to it went there; one
 /// made in the union was ESTALE, and a new directory took the place of the copied one.

@@ -124,7 +124,7 @@ impl Union {
         // The kernel has no other for a root.
         let generation = Generation::default();
         let kind = rustix::fs::FileType::Directory;
-        let seen = Seen { ino, generation, kind, identity, branch, layers, lost: None };
+        let seen = Seen { ino, generation, kind, identity, made: Generation::default(), branch, layers, lost: None };
         let table = Arc::new(Table::new(Arc::new(Node::new(NodeId::ROOT, seen, None, None))));
         let (index, gone) = match &stack.upper {
             Some(upper) => {

@@ -56,6 +56,8 @@ pub struct Seen {
     pub kind: FileType,
     /// Device and inode number of the real object.
     pub identity: (u64, u64),
+    /// Which object of that number a lower's is: nobody keeps it from being deleted. 0 for the upper's, and if nobody knows.
+    pub made: Generation,
     /// The branch it is in.
     pub branch: BranchId,
     /// For a directory: its layers.
@@ -74,6 +76,8 @@ pub struct Body {
     pub branch: BranchId,
     /// Device and inode number of the real object.
     pub identity: (u64, u64),
+    /// As `Seen::made`.
+    pub made: Generation,
     /// Those of the lower object it was copied from, if that happened while it was known.
     pub before: Option<(u64, u64)>,
     /// The object itself, once no name leads to it.
@@ -185,6 +189,7 @@ impl Node {
                 layers: seen.layers,
                 branch: seen.branch,
                 identity: seen.identity,
+                made: seen.made,
                 before: None,
                 held: None,
                 index,
@@ -229,9 +234,17 @@ impl Node {
     pub fn is(&self, seen: &Seen) -> bool {
         let body = self.body.read();
         let current = !self.left_behind.load(Ordering::Acquire);
-        // Nothing keeps the lower object: when it is deleted behind the union, a new one may have its number.
+        // When a lower object is deleted behind the union, a new one may have its number.
         let was = || body.before == Some(seen.identity) && self.generation == seen.generation;
-        current && self.kind == seen.kind && (body.identity == seen.identity || was())
+        let now = body.identity == seen.identity && !body.is_another(seen);
+        current && self.kind == seen.kind && (now || was())
+    }
+
+    /// Whether its real object is gone, because what was seen has its number.
+    pub fn is_gone_for(&self, seen: &Seen) -> bool {
+        let body = self.body.read();
+        let current = self.id != NodeId::ROOT && !self.left_behind.load(Ordering::Acquire);
+        current && body.identity == seen.identity && (self.kind != seen.kind || body.is_another(seen))
     }
 
     /// Whether its real object is `identity` now.
@@ -257,7 +270,7 @@ impl Node {
             if body.layers_differ(&seen.layers) {
                 body.layers = seen.layers.iter().map(|dir| body.known_layer(dir)).collect();
                 body.branch = seen.branch;
-                body.identity = seen.identity;
+                (body.identity, body.made) = (seen.identity, seen.made);
             }
             body.links = SmallVec::from_iter([link]);
         } else {
@@ -398,6 +411,12 @@ impl Body {
         }
     }
 
+    /// Whether what was seen, if it has the real object's number, is another one.
+    fn is_another(&self, seen: &Seen) -> bool {
+        let known = ![self.made, seen.made].contains(&Generation::default());
+        known && self.made != seen.made
+    }
+
     /// The layer that belongs to `branch`.
     pub fn layer(&self, branch: BranchId) -> Option<Arc<RealDir>> {
         self.layers.iter().find(|dir| dir.branch == branch).cloned()
@@ -474,6 +493,7 @@ mod tests {
             generation: Generation(1),
             kind: FileType::RegularFile,
             identity: (1, 5),
+            made: Generation(1),
             branch: BranchId(0),
             layers: Layers::new(),
             lost: None,

@@ -108,8 +108,8 @@ impl Table {
         self.nodes.is_empty()
     }
 
-    /// The node for what was seen, counted once more.
-    pub fn enter(&self, seen: Seen, index: Option<At>, link: Link) -> Arc<Node> {
+    /// The node for what was seen, counted once more. `lose` is told of a node whose real object is gone for that.
+    pub fn enter(&self, seen: Seen, index: Option<At>, link: Link, lose: impl Fn(&Arc<Node>)) -> Arc<Node> {
         let mut id = self.id_of(&seen);
         loop {
             match self.nodes.entry(id) {
@@ -133,6 +133,10 @@ impl Table {
                         node.seen_again(seen, index, link);
                         self.note(&node);
                         return node;
+                    }
+                    drop(occupied);
+                    if node.is_gone_for(&seen) {
+                        lose(&node);
                     }
                 }
             }
@@ -273,7 +277,16 @@ mod tests {
 
     fn seen(ino: u64, identity: (u64, u64)) -> Seen {
         let (generation, branch, layers) = (Generation(1), BranchId(0), Layers::new());
-        Seen { ino: Ino(ino), generation, kind: FileType::RegularFile, identity, branch, layers, lost: None }
+        Seen {
+            ino: Ino(ino),
+            generation,
+            made: generation,
+            kind: FileType::RegularFile,
+            identity,
+            branch,
+            layers,
+            lost: None,
+        }
     }
 
     fn table() -> Table {
@@ -289,8 +302,8 @@ mod tests {
     fn two_who_see_an_object_at_once_get_one_node() {
         for _ in 0..500 {
             let table = table();
-            table.enter(seen(7, (1, 7)), None, link(&table));
-            let (start, enter) = (Barrier::new(2), || table.enter(seen(7, (2, 7)), None, link(&table)).id);
+            table.enter(seen(7, (1, 7)), None, link(&table), |_| {});
+            let (start, enter) = (Barrier::new(2), || table.enter(seen(7, (2, 7)), None, link(&table), |_| {}).id);
             let both = std::thread::scope(|threads| {
                 let both = [0, 1].map(|_| {
                     threads.spawn(|| {
@@ -304,16 +317,32 @@ mod tests {
         }
     }
 
+    #[test]
+    fn an_object_that_is_gone_is_not_what_has_its_number() {
+        let table = table();
+        let lost = std::cell::RefCell::new(Vec::new());
+        let enter = |generation| {
+            let seen = Seen { made: Generation(generation), ..seen(7, (1, 7)) };
+            table.enter(seen, None, link(&table), |node| lost.borrow_mut().push(node.id)).id
+        };
+        assert_eq!([enter(1), enter(1)], [NodeId(7); 2]);
+        // Nobody knows when it was made: the same, as far as anybody can tell.
+        assert_eq!(enter(0), NodeId(7));
+        let second = enter(2);
+        assert!(is_alias(second.0) && *lost.borrow() == [NodeId(7)]);
+        assert_eq!(enter(2), second);
+    }
+
     /// A copy-up asks for aliases while it has the node's body, for which a look-up waits with a part of the nodes locked.
     #[test]
     fn sweeping_does_not_wait_for_a_node_that_is_copied_up() {
         let table = table();
-        let node = table.enter(seen(7, (1, 7)), None, link(&table));
+        let node = table.enter(seen(7, (1, 7)), None, link(&table), |_| {});
         table.adopt((2, 7), node.id);
         let (asked, answered) = channel();
         std::thread::scope(|threads| {
             let body = node.body.write();
-            threads.spawn(|| table.enter(seen(7, (1, 7)), None, link(&table)));
+            threads.spawn(|| table.enter(seen(7, (1, 7)), None, link(&table), |_| {}));
             while table.nodes.try_get(&node.id).is_present() {
                 std::thread::yield_now();
             }

@@ -4,6 +4,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use rustix::fs::{AtFlags, OFlags};
 
@@ -42,6 +43,22 @@ impl Union {
             }
         }
         fds
+    }
+
+    /// The real object of `node` is gone: another one has its number. The kernel may know the node for a while, by a name that
+    /// it will look up anew when it hears `ESTALE`.
+    pub(super) fn lose(&self, node: &Arc<Node>) {
+        // An open file keeps its number; but a filesystem that is a union itself may tell another time once it has copied it.
+        let open = self.handles.open_nodes().remove(&node.id).flatten();
+        let names = {
+            let mut body = node.body.write();
+            if node.left_behind.swap(true, Ordering::AcqRel) {
+                return;
+            }
+            body.leave(open);
+            std::mem::take(&mut body.links)
+        };
+        names.into_iter().for_each(|link| self.table.release(link.parent));
     }
 
     /// Something happened to `name` in the directory that `dir` means on one of the lowers' filesystems (`.`: to the

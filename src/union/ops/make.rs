@@ -275,9 +275,10 @@ impl Union {
         // New, so it has no origin: its number is its own.
         let ino = self.numbers.number(identity.0, identity.1);
         let generation = Generation::of(stat.btime);
-        let seen = Seen { ino, generation, kind: stat.kind(), identity, branch: Stack::UPPER, layers, lost: None };
+        let (kind, branch, made) = (stat.kind(), Stack::UPPER, Generation::default());
+        let seen = Seen { ino, generation, kind, identity, made, branch, layers, lost: None };
         let link = Link { parent: free.parent.clone(), name: free.name.clone(), branch: Stack::UPPER };
-        let node = self.table.enter(seen, None, link);
+        let node = self.table.enter(seen, None, link, |node| self.lose(node));
         {
             let mut body = node.body.write();
             if body.identity == identity {

@@ -64,7 +64,7 @@ impl Union {
                 let known = known.and_then(|top| self.known(top, &stat));
                 let seen = self.seen_dir(layers, &stat, known.as_deref())?;
                 let link = Link { parent: parent.clone(), name: name.clone(), branch: seen.branch };
-                self.table.enter(seen, None, link)
+                self.table.enter(seen, None, link, |node| self.lose(node))
             }
             Found::Leaf(dir, _) => self.enter_leaf(parent, name, &dir, &mut stat)?,
         };
@@ -95,7 +95,7 @@ impl Union {
             let link = Link { parent: parent.clone(), name: name.clone(), branch };
             let settled = in_index.is_some();
             look();
-            let node = self.table.enter(seen, in_index, link);
+            let node = self.table.enter(seen, in_index, link, |node| self.lose(node));
             if settled || !self.is_outrun(&node, dir, name, &lower)? {
                 return Ok(node);
             }
@@ -137,7 +137,13 @@ impl Union {
             (None, Some((parent, name))) => self.number(top, &parent.at(&name)?, stat)?,
             (None, None) => (self.numbers.number(identity.0, identity.1), Generation::of(stat.btime)),
         };
-        Ok(Seen { ino, generation, kind: rustix::fs::FileType::Directory, identity, branch, layers, lost: None })
+        let (kind, made) = (rustix::fs::FileType::Directory, self.made(branch, stat));
+        Ok(Seen { ino, generation, kind, identity, made, branch, layers, lost: None })
+    }
+
+    /// Which object of its number the one with these attributes in `branch` is, if nobody keeps it.
+    fn made(&self, branch: BranchId, stat: &Stat) -> Generation {
+        if self.stack.is_upper(branch) { Generation::default() } else { Generation::of(stat.btime) }
     }
 
     /// The number that the object `at` of `dir`'s branch shows, and which object of that number it is.
@@ -165,6 +171,7 @@ impl Union {
             generation,
             kind: stat.kind(),
             identity: stat.identity(),
+            made: self.made(dir.branch, stat),
             branch: dir.branch,
             layers: crate::union::stack::Layers::new(),
             lost: None,
@@ -173,7 +180,7 @@ impl Union {
         if let Some((index, entry)) = self.index_entry(dir.branch, stat)? {
             if let Some(copy) = index.find(&self.stack.upper()?.writer.keys, &entry, &at)? {
                 *stat = copy;
-                seen.identity = copy.identity();
+                (seen.identity, seen.made) = (copy.identity(), Generation::default());
                 seen.branch = Stack::UPPER;
                 in_index = Some(index.at(&entry));
             } else {

@@ -317,7 +317,7 @@ impl Plan<'_> {
 impl Body {
     fn stay(&mut self, stay: Stay) {
         let Stay { seen, index, links, data, .. } = stay;
-        (self.branch, self.identity, self.layers) = (seen.branch, seen.identity, seen.layers);
+        (self.branch, self.identity, self.made, self.layers) = (seen.branch, seen.identity, seen.made, seen.layers);
         (self.links, self.index, self.held) = (links, index, None);
         if let Some(data) = data {
             self.data = data;
@@ -332,7 +332,7 @@ impl Body {
     }
 
     /// As if its last name had been removed.
-    fn leave(&mut self, held: Option<Arc<OwnedFd>>) {
+    pub(super) fn leave(&mut self, held: Option<Arc<OwnedFd>>) {
         self.gone = u32::MAX;
         self.layers.clear();
         if held.is_none() || matches!(self.data, Data::Unknown) {

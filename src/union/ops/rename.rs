@@ -476,7 +476,7 @@ mod tests {
     fn a_file_is_locked_before_a_directory() {
         let node = |id: u64, kind| {
             let (ino, generation, branch, layers) = (Ino(id), Generation(1), BranchId(0), Layers::new());
-            let seen = Seen { ino, generation, kind, identity: (1, id), branch, layers, lost: None };
+            let seen = Seen { ino, generation, kind, identity: (1, id), made: generation, branch, layers, lost: None };
             Arc::new(Node::new(NodeId(id), seen, None, None))
         };
         let (dir, file) = (node(2, FileType::Directory), node(3, FileType::RegularFile));
