@@ -508,6 +508,30 @@ fn what_has_the_number_of_a_lower_file_that_is_gone() {
     }
 }
 
+/// In such a directory nothing was found, though its name led to another one by then: nobody looked the name up again.
+#[test]
+fn in_a_lower_directory_that_is_gone_one_is_sent_to_look_again() {
+    let mut stack = Stack::new(Format::Overlay, &[empty(), lower().file("d/in", "lower")]);
+    let fs = engine(&stack);
+    let union = fs.union();
+    let dir = union.lookup(NodeId::ROOT, "d".as_ref()).unwrap().node;
+    std::fs::remove_dir_all(stack.path(1).join("d")).unwrap();
+    let others: Vec<_> = (0..20).map(|n| format!("e{n}")).collect();
+    for other in &others {
+        std::fs::create_dir(stack.path(1).join(other)).unwrap();
+    }
+    std::fs::create_dir(stack.path(1).join("d")).unwrap();
+    std::fs::write(stack.path(1).join("d/in"), "other").unwrap();
+    stack.guard();
+    for other in &others {
+        union.lookup(NodeId::ROOT, other.as_ref()).unwrap();
+    }
+    assert_eq!(union.lookup(dir, "in".as_ref()).err(), Some(Errno::STALE));
+    assert_eq!(union.mkdir(dir, "made".as_ref(), 0o777, &Caller::ROOT).err(), Some(Errno::STALE));
+    assert_eq!(union.unlink(dir, "in".as_ref()), Err(Errno::STALE));
+    assert_eq!(fs.read(b"d/in").unwrap(), b"other");
+}
+
 /// A lower file was copied up and deleted in its branch, and its number used again, which ext4 does at once: the new file was
 /// taken for the copy while that was known. In a lower it showed the copy's data, and what was written to it went there; one
 /// made in the union was ESTALE, and a new directory took the place of the copied one.

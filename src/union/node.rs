@@ -92,6 +92,8 @@ pub struct Body {
     pub data: Data,
     /// It was made in the upper: it has no origin.
     pub original: bool,
+    /// Another object has its number, and the kernel may know it by a name still: who comes by that is to look again.
+    pub lost: bool,
 }
 
 /// Where the data of a regular file are (`ops::metacopy`). What was unknown once never gets unknown again, and data that
@@ -197,6 +199,7 @@ impl Node {
                 touched: seen.lost.map(|lost| lost.touched),
                 data: Data::Unknown,
                 original: false,
+                lost: false,
             }),
         }
     }
@@ -240,9 +243,8 @@ impl Node {
         current && self.kind == seen.kind && (now || was())
     }
 
-    /// Whether its real object is gone, because what was seen has its number.
-    pub fn is_gone_for(&self, seen: &Seen) -> bool {
-        let body = self.body.read();
+    /// Whether its real object, by its `body`, is gone, because what was seen has its number.
+    pub fn is_gone_for(&self, body: &Body, seen: &Seen) -> bool {
         let current = self.id != NodeId::ROOT && !self.left_behind.load(Ordering::Acquire);
         current && body.identity == seen.identity && (self.kind != seen.kind || body.is_another(seen))
     }
@@ -306,13 +308,16 @@ impl Node {
     /// The layers of a directory.
     ///
     /// # Errors
-    /// `ENOTDIR`; `ENOENT` for a directory that was removed.
+    /// `ENOTDIR`; `ENOENT` for a directory that was removed, `ESTALE` for one that is lost.
     pub fn layers(&self) -> Result<Layers> {
         if !self.is_dir() {
             return Err(Errno::NOTDIR);
         }
         let body = self.body.read();
-        if body.links.is_empty() && self.id != NodeId::ROOT { Err(Errno::NOENT) } else { Ok(body.layers.clone()) }
+        match body.links.is_empty() && self.id != NodeId::ROOT {
+            true => Err(if body.lost { Errno::STALE } else { Errno::NOENT }),
+            false => Ok(body.layers.clone()),
+        }
     }
 
     /// A directory's part in the upper, if it has one that can be written.
@@ -510,6 +515,19 @@ mod tests {
         }
         assert!(node.is(&Seen { identity: (2, 7), ..seen() }) && node.is(&seen()));
         assert!(!node.is(&Seen { generation: Generation(2), ..seen() }));
+    }
+
+    #[test]
+    fn what_was_copied_up_is_not_gone_with_the_lower_object() {
+        let node = Node::new(NodeId(5), seen(), None, None);
+        let other = Seen { made: Generation(2), ..seen() };
+        assert!(node.is_gone_for(&node.body.read(), &other));
+        assert!(!node.is_gone_for(&node.body.read(), &seen()));
+        {
+            let mut body = node.body.write();
+            (body.identity, body.made) = ((2, 7), Generation::default());
+        }
+        assert!(!node.is_gone_for(&node.body.read(), &other));
     }
 
     #[test]

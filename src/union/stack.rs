@@ -50,6 +50,8 @@ pub struct Branch {
     pub read_only: bool,
     /// Who may change it behind the union's back.
     pub trust: Trust,
+    /// Its filesystem tells no other birth time of an object later.
+    pub births: bool,
     /// Its filesystem was mounted anew, and has given its files other numbers then.
     pub renumbered: AtomicBool,
     /// How it keeps owners and modes, if not in its inodes.
@@ -88,6 +90,7 @@ impl Branch {
             handles,
             read_only,
             trust,
+            births: tells_births(magic),
             renumbered: AtomicBool::new(false),
             aside: None,
         })
@@ -167,6 +170,15 @@ fn trust_in(magic: u32) -> Trust {
         0x0116_1970 | 0x7461_636f => Trust::Remote,
         _ => Trust::Local,
     }
+}
+
+/// The kernel's overlayfs.
+const OVERLAYFS: u32 = 0x794c_7630;
+
+/// Whether a filesystem of this type tells one birth time of an object for good. Overlayfs tells the copy's once it has copied it; a
+/// server may make one up of the other times, as Samba does of files that others have made.
+fn tells_births(magic: u32) -> bool {
+    magic != OVERLAYFS && trust_in(magic) != Trust::Remote
 }
 
 /// Whether `on` lies on FUSE, of which the server can end while it is mounted.
@@ -342,7 +354,9 @@ mod tests {
             (0x0102_1994, Trust::Local),
         ] {
             assert_eq!(trust_in(magic), trust, "{magic:x}");
+            assert_eq!(tells_births(magic), trust != Trust::Remote, "{magic:x}");
         }
+        assert!(trust_in(OVERLAYFS) == Trust::Local && !tells_births(OVERLAYFS));
     }
 
     #[test]

@@ -108,8 +108,8 @@ impl Table {
         self.nodes.is_empty()
     }
 
-    /// The node for what was seen, counted once more. `lose` is told of a node whose real object is gone for that.
-    pub fn enter(&self, seen: Seen, index: Option<At>, link: Link, lose: impl Fn(&Arc<Node>)) -> Arc<Node> {
+    /// The node for what was seen, counted once more. `lose` is told of a node whose real object seems to be gone for that.
+    pub fn enter(&self, seen: Seen, index: Option<At>, link: Link, lose: impl Fn(&Arc<Node>, &Seen)) -> Arc<Node> {
         let mut id = self.id_of(&seen);
         loop {
             match self.nodes.entry(id) {
@@ -135,8 +135,9 @@ impl Table {
                         return node;
                     }
                     drop(occupied);
-                    if node.is_gone_for(&seen) {
-                        lose(&node);
+                    let gone = node.is_gone_for(&node.body.read(), &seen);
+                    if gone {
+                        lose(&node, &seen);
                     }
                 }
             }
@@ -302,8 +303,8 @@ mod tests {
     fn two_who_see_an_object_at_once_get_one_node() {
         for _ in 0..500 {
             let table = table();
-            table.enter(seen(7, (1, 7)), None, link(&table), |_| {});
-            let (start, enter) = (Barrier::new(2), || table.enter(seen(7, (2, 7)), None, link(&table), |_| {}).id);
+            table.enter(seen(7, (1, 7)), None, link(&table), |_, _| {});
+            let (start, enter) = (Barrier::new(2), || table.enter(seen(7, (2, 7)), None, link(&table), |_, _| {}).id);
             let both = std::thread::scope(|threads| {
                 let both = [0, 1].map(|_| {
                     threads.spawn(|| {
@@ -323,7 +324,7 @@ mod tests {
         let lost = std::cell::RefCell::new(Vec::new());
         let enter = |generation| {
             let seen = Seen { made: Generation(generation), ..seen(7, (1, 7)) };
-            table.enter(seen, None, link(&table), |node| lost.borrow_mut().push(node.id)).id
+            table.enter(seen, None, link(&table), |node, _| lost.borrow_mut().push(node.id)).id
         };
         assert_eq!([enter(1), enter(1)], [NodeId(7); 2]);
         // Nobody knows when it was made: the same, as far as anybody can tell.
@@ -337,12 +338,12 @@ mod tests {
     #[test]
     fn sweeping_does_not_wait_for_a_node_that_is_copied_up() {
         let table = table();
-        let node = table.enter(seen(7, (1, 7)), None, link(&table), |_| {});
+        let node = table.enter(seen(7, (1, 7)), None, link(&table), |_, _| {});
         table.adopt((2, 7), node.id);
         let (asked, answered) = channel();
         std::thread::scope(|threads| {
             let body = node.body.write();
-            threads.spawn(|| table.enter(seen(7, (1, 7)), None, link(&table), |_| {}));
+            threads.spawn(|| table.enter(seen(7, (1, 7)), None, link(&table), |_, _| {}));
             while table.nodes.try_get(&node.id).is_present() {
                 std::thread::yield_now();
             }

@@ -125,6 +125,24 @@ umount "$T/ufs/proc/below"
 check "unmounts" unmount "$T/ufs"
 no_daemon_left
 
+# Nor from one of a lower that is an overlay itself, and copies its directories up when they are changed: they are as old as the
+# copies then.
+rm -rf low up && mkdir -p first/{dir,here} second copies low up
+check "an overlay" mount -t overlay ov -o lowerdir=first,upperdir=second,workdir=copies low
+check "mounts on it" union -o cow,allow_other,entry_timeout=0,attr_timeout=0 up=RW:low=RO "$T/ufs"
+mount -t tmpfs tenant "$T/ufs/dir"
+cd "$T/ufs/here" || fail "no working directory"
+touch "$T"/low/{dir,here}/new
+check "they are copied up there" [ -e "$T/second/dir/new" ] && check "both" [ -e "$T/second/here/new" ]
+equal "a tenant's mount stays on a directory of it" "$(stat -f -c %T "$T/ufs/dir")" tmpfs
+equal "the directory shows its changes" "$(ls "$T/ufs/here")" new
+equal "to who works there, too, and takes others" "$(ls; touch made; ls -m)" $'new\nmade, new'
+cd "$T" || fail "no working directory"
+umount "$T/ufs/dir"
+check "unmounts" unmount "$T/ufs"
+no_daemon_left
+umount low
+
 # Who may not be told of changes gets no mount that would not show them.
 make_user
 mkdir -p home/{low,up,mnt} && chown -R "$TEST_UID:$TEST_UID" home

@@ -12,7 +12,7 @@ use crate::sys::handle::{self, FileHandle};
 use crate::union::branch::at::stat;
 use crate::union::engine::Union;
 use crate::union::name::Name;
-use crate::union::node::Node;
+use crate::union::node::{Node, Seen};
 use crate::union::types::{NodeId, Trust};
 
 /// Something that the union may show in another way than it did.
@@ -45,17 +45,19 @@ impl Union {
         fds
     }
 
-    /// The real object of `node` is gone: another one has its number. The kernel may know the node for a while, by a name that
+    /// The real object of `node` is gone: what was seen has its number. The kernel may know the node for a while, by a name that
     /// it will look up anew when it hears `ESTALE`.
-    pub(super) fn lose(&self, node: &Arc<Node>) {
-        // An open file keeps its number; but a filesystem that is a union itself may tell another time once it has copied it.
-        let open = self.handles.open_nodes().remove(&node.id).flatten();
+    pub(super) fn lose(&self, node: &Arc<Node>, seen: &Seen) {
         let names = {
             let mut body = node.body.write();
-            if node.left_behind.swap(true, Ordering::AcqRel) {
+            // It may have got a copy since.
+            if !node.is_gone_for(&body, seen) {
                 return;
             }
-            body.leave(open);
+            node.left_behind.store(true, Ordering::Release);
+            body.lost = true;
+            // Nobody has it open: it would have its number still.
+            body.leave(None);
             std::mem::take(&mut body.links)
         };
         names.into_iter().for_each(|link| self.table.release(link.parent));

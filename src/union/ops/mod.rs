@@ -64,7 +64,7 @@ impl Union {
                 let known = known.and_then(|top| self.known(top, &stat));
                 let seen = self.seen_dir(layers, &stat, known.as_deref())?;
                 let link = Link { parent: parent.clone(), name: name.clone(), branch: seen.branch };
-                self.table.enter(seen, None, link, |node| self.lose(node))
+                self.table.enter(seen, None, link, |node, seen| self.lose(node, seen))
             }
             Found::Leaf(dir, _) => self.enter_leaf(parent, name, &dir, &mut stat)?,
         };
@@ -95,7 +95,7 @@ impl Union {
             let link = Link { parent: parent.clone(), name: name.clone(), branch };
             let settled = in_index.is_some();
             look();
-            let node = self.table.enter(seen, in_index, link, |node| self.lose(node));
+            let node = self.table.enter(seen, in_index, link, |node, seen| self.lose(node, seen));
             if settled || !self.is_outrun(&node, dir, name, &lower)? {
                 return Ok(node);
             }
@@ -143,7 +143,8 @@ impl Union {
 
     /// Which object of its number the one with these attributes in `branch` is, if nobody keeps it.
     fn made(&self, branch: BranchId, stat: &Stat) -> Generation {
-        if self.stack.is_upper(branch) { Generation::default() } else { Generation::of(stat.btime) }
+        let told = !self.stack.is_upper(branch) && self.stack.branch(branch).is_ok_and(|branch| branch.births);
+        if told { Generation::of(stat.btime) } else { Generation::default() }
     }
 
     /// The number that the object `at` of `dir`'s branch shows, and which object of that number it is.
