@@ -508,6 +508,24 @@ fn what_has_the_number_of_a_lower_file_that_is_gone() {
     }
 }
 
+/// Likewise what was made in the union, where the upper lies on the same filesystem.
+#[test]
+fn what_is_made_with_the_number_of_a_lower_file_that_is_gone() {
+    let mut stack = Stack::new(Format::Overlay, &[empty(), lower().file("f", "lower")]);
+    let fs = engine(&stack);
+    assert_eq!(fs.read(b"f").unwrap(), b"lower");
+    std::fs::remove_file(stack.path(1).join("f")).unwrap();
+    stack.guard();
+    for n in 0..20 {
+        fs.write(format!("g{n}").as_bytes(), b"other").unwrap();
+    }
+    assert_eq!(fs.append(b"f", b"+"), Err(Errno::STALE));
+    assert_eq!(fs.read(b"f"), Err(Errno::STALE));
+    for n in 0..20 {
+        assert_eq!(fs.read(format!("g{n}").as_bytes()).unwrap(), b"other");
+    }
+}
+
 /// In such a directory nothing was found, though its name led to another one by then: nobody looked the name up again.
 #[test]
 fn in_a_lower_directory_that_is_gone_one_is_sent_to_look_again() {

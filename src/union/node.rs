@@ -56,7 +56,7 @@ pub struct Seen {
     pub kind: FileType,
     /// Device and inode number of the real object.
     pub identity: (u64, u64),
-    /// Which object of that number a lower's is: nobody keeps it from being deleted. 0 for the upper's, and if nobody knows.
+    /// Which object of that number the real one is: nobody keeps a lower's from being deleted. 0 if nobody knows.
     pub made: Generation,
     /// The branch it is in.
     pub branch: BranchId,
@@ -92,7 +92,7 @@ pub struct Body {
     pub data: Data,
     /// It was made in the upper: it has no origin.
     pub original: bool,
-    /// Another object has its number, and the kernel may know it by a name still: who comes by that is to look again.
+    /// Another one has its number, and the kernel may know it by a name still: who comes by that is to look again.
     pub lost: bool,
 }
 
@@ -453,7 +453,8 @@ impl Body {
 
     /// A name that only a lower branch has was deleted.
     pub fn lost_lower_name(&mut self) -> Lost {
-        self.gone += 1;
+        // Of one that is lost all are gone.
+        self.gone = self.gone.saturating_add(1);
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
         let touched = Time { sec: now.tv_sec, nsec: u32::try_from(now.tv_nsec).unwrap_or(0) };
         self.touched = Some(touched);
@@ -528,6 +529,13 @@ mod tests {
             (body.identity, body.made) = ((2, 7), Generation::default());
         }
         assert!(!node.is_gone_for(&node.body.read(), &other));
+    }
+
+    #[test]
+    fn what_is_lost_may_lose_a_name_still() {
+        let node = Node::new(NodeId(5), seen(), None, None);
+        node.body.write().gone = u32::MAX;
+        assert_eq!(node.body.write().lost_lower_name().names, u32::MAX);
     }
 
     #[test]

@@ -275,7 +275,7 @@ impl Union {
         // New, so it has no origin: its number is its own.
         let ino = self.numbers.number(identity.0, identity.1);
         let generation = Generation::of(stat.btime);
-        let (kind, branch, made) = (stat.kind(), Stack::UPPER, Generation::default());
+        let (kind, branch, made) = (stat.kind(), Stack::UPPER, self.made(Stack::UPPER, &stat));
         let seen = Seen { ino, generation, kind, identity, made, branch, layers, lost: None };
         let link = Link { parent: free.parent.clone(), name: free.name.clone(), branch: Stack::UPPER };
         let node = self.table.enter(seen, None, link, |node, seen| self.lose(node, seen));

@@ -141,9 +141,9 @@ impl Union {
         Ok(Seen { ino, generation, kind, identity, made, branch, layers, lost: None })
     }
 
-    /// Which object of its number the one with these attributes in `branch` is, if nobody keeps it.
+    /// Which object of its number the one with these attributes in `branch` is, if anybody knows.
     fn made(&self, branch: BranchId, stat: &Stat) -> Generation {
-        let told = !self.stack.is_upper(branch) && self.stack.branch(branch).is_ok_and(|branch| branch.births);
+        let told = self.stack.branch(branch).is_ok_and(|branch| branch.births);
         if told { Generation::of(stat.btime) } else { Generation::default() }
     }
 
@@ -181,7 +181,7 @@ impl Union {
         if let Some((index, entry)) = self.index_entry(dir.branch, stat)? {
             if let Some(copy) = index.find(&self.stack.upper()?.writer.keys, &entry, &at)? {
                 *stat = copy;
-                (seen.identity, seen.made) = (copy.identity(), Generation::default());
+                (seen.identity, seen.made) = (copy.identity(), self.made(Stack::UPPER, &copy));
                 seen.branch = Stack::UPPER;
                 in_index = Some(index.at(&entry));
             } else {

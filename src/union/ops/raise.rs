@@ -14,7 +14,7 @@ use crate::union::index::Index;
 use crate::union::name::Name;
 use crate::union::node::{Body, Data, Link, Node, Place};
 use crate::union::stack::{Stack, Upper};
-use crate::union::types::{BranchId, Generation};
+use crate::union::types::BranchId;
 
 impl Union {
     /// The upper's part of the directory `node`, made with those of its ancestors if it is missing.
@@ -73,7 +73,7 @@ impl Union {
         body.layers.insert(0, dir.child(&link.name, &fresh, crate::union::branch::Presence::Real, false));
         body.before = Some(body.identity);
         body.branch = Stack::UPPER;
-        (body.identity, body.made) = (fresh.identity(), Generation::default());
+        (body.identity, body.made) = (fresh.identity(), self.made(Stack::UPPER, &fresh));
         Ok(())
     }
 
@@ -199,7 +199,7 @@ impl Union {
         body.remember(Link { branch: Stack::UPPER, ..link.clone() });
         body.before = Some(body.identity);
         body.branch = Stack::UPPER;
-        (body.identity, body.made) = (fresh.identity(), Generation::default());
+        (body.identity, body.made) = (fresh.identity(), self.made(Stack::UPPER, &fresh));
         body.gone = 0;
         body.data = match wanted {
             Wanted::Bytes(_) => Data::Own,
@@ -286,7 +286,7 @@ impl Union {
         // Lower names that cannot lead to the copy show another file from now on.
         body.before = by_index.then_some(body.identity);
         body.branch = Stack::UPPER;
-        (body.identity, body.made) = (fresh.identity(), Generation::default());
+        (body.identity, body.made) = (fresh.identity(), self.made(Stack::UPPER, &fresh));
         body.data = Data::Own;
         node.replaced();
         Ok(())
