@@ -239,19 +239,20 @@ impl Node {
         let current = !self.left_behind.load(Ordering::Acquire);
         // When a lower object is deleted behind the union, a new one may have its number.
         let was = || body.before == Some(seen.identity) && self.generation == seen.generation;
-        let now = body.identity == seen.identity && !body.is_another(seen);
+        let now = body.identity == seen.identity && !body.is_another(seen.made);
         current && self.kind == seen.kind && (now || was())
     }
 
     /// Whether its real object, by its `body`, is gone, because what was seen has its number.
     pub fn is_gone_for(&self, body: &Body, seen: &Seen) -> bool {
         let current = self.id != NodeId::ROOT && !self.left_behind.load(Ordering::Acquire);
-        current && body.identity == seen.identity && (self.kind != seen.kind || body.is_another(seen))
+        current && body.identity == seen.identity && (self.kind != seen.kind || body.is_another(seen.made))
     }
 
-    /// Whether its real object is `identity` now.
-    pub fn is_at(&self, identity: (u64, u64)) -> bool {
-        !self.left_behind.load(Ordering::Acquire) && self.body.read().identity == identity
+    /// Whether its real object is `identity` now, the one that `made` says if anybody knows.
+    pub fn is_at(&self, identity: (u64, u64), made: Generation) -> bool {
+        let body = self.body.read();
+        !self.left_behind.load(Ordering::Acquire) && body.identity == identity && !body.is_another(made)
     }
 
     /// It was seen once more, under `link`.
@@ -416,10 +417,10 @@ impl Body {
         }
     }
 
-    /// Whether what was seen, if it has the real object's number, is another one.
-    fn is_another(&self, seen: &Seen) -> bool {
-        let known = ![self.made, seen.made].contains(&Generation::default());
-        known && self.made != seen.made
+    /// Whether what has the real object's number, and is the one that `made` says, is another one.
+    fn is_another(&self, made: Generation) -> bool {
+        let known = ![self.made, made].contains(&Generation::default());
+        known && self.made != made
     }
 
     /// The layer that belongs to `branch`.

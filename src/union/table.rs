@@ -13,7 +13,7 @@ use rustix::fs::FileType;
 use crate::union::branch::At;
 use crate::union::error::{Errno, Result};
 use crate::union::node::{Link, Node, Seen};
-use crate::union::types::{Ino, NodeId};
+use crate::union::types::{Generation, Ino, NodeId};
 
 /// Aliases have the 16 highest bits set: next to no number of a filesystem has, not even of one that draws them by lot from all
 /// 64 bits (Gluster). One that has gets an alias, too.
@@ -81,12 +81,12 @@ impl Table {
         self.known(id).map(|node| node.ino)
     }
 
-    /// The node of the real object `identity`, of which it is known that it is one of `kind` and would show `own` if it had
-    /// no origin. `None` also for one that shows another's number and that nobody has looked up since it does.
-    pub fn node_of(&self, identity: (u64, u64), kind: FileType, own: Ino) -> Option<Arc<Node>> {
+    /// The node of the real object `identity`, the one that `made` says, of which it is known that it is one of `kind` and would show
+    /// `own` if it had no origin. `None` also for one that shows another's number and that nobody has looked up since it does.
+    pub fn node_of(&self, (identity, made): ((u64, u64), Generation), kind: FileType, own: Ino) -> Option<Arc<Node>> {
         let alias = if self.aliases.is_empty() { None } else { self.aliases.get(&identity).map(|alias| *alias) };
         let node = self.known(alias.unwrap_or(NodeId(own.0)))?;
-        let is = node.kind == kind && node.is_at(identity);
+        let is = node.kind == kind && node.is_at(identity, made);
         is.then_some(node)
     }
 
@@ -274,7 +274,7 @@ mod tests {
     use super::*;
     use crate::union::name::Name;
     use crate::union::stack::Layers;
-    use crate::union::types::{BranchId, Generation};
+    use crate::union::types::BranchId;
 
     fn seen(ino: u64, identity: (u64, u64)) -> Seen {
         let (generation, branch, layers) = (Generation(1), BranchId(0), Layers::new());
@@ -327,6 +327,9 @@ mod tests {
             table.enter(seen, None, link(&table), |node, _| lost.borrow_mut().push(node.id)).id
         };
         assert_eq!([enter(1), enter(1)], [NodeId(7); 2]);
+        // Nor is it asked whose number that shows.
+        let known = |made| table.node_of(((1, 7), Generation(made)), FileType::RegularFile, Ino(7)).is_some();
+        assert_eq!([0, 1, 2].map(known), [true, true, false]);
         // Nobody knows when it was made: the same, as far as anybody can tell.
         assert_eq!(enter(0), NodeId(7));
         let second = enter(2);

@@ -125,7 +125,8 @@ impl Union {
         if !self.stack.is_upper(dir.branch) {
             return None;
         }
-        self.table.node_of(stat.identity(), stat.kind(), self.numbers.number(stat.dev, stat.ino))
+        let made = self.made(dir.branch, stat);
+        self.table.node_of((stat.identity(), made), stat.kind(), self.numbers.number(stat.dev, stat.ino))
     }
 
     /// A directory made of `layers`; `known` is the node that has it, if that is known.
