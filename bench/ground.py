@@ -248,8 +248,8 @@ def overlay_options(lowers, upper, work, options):
     return ",".join([f"lowerdir={':'.join(lowers)}", f"upperdir={upper}", f"workdir={work}", *options])
 
 
-def known_peers(cowfs, fuse_overlayfs_2, hollow, cowfs_options):
-    """All peers, in the order of the table."""
+def known_peers(cowfs, fuse_overlayfs_2, cowfs_options, hollow=""):
+    """All peers, in the order of the table; who names no `hollow` does not use it."""
     def overlay_like(program, *extra):
         return lambda low, up, work, at, opts: [program, "-o", overlay_options(low, up, work, [*opts, *extra]), at]
 
