@@ -12,8 +12,9 @@ use crate::union::fault::step;
 
 /// Bytes per call of copy_file_range(2): large enough to cost nothing, small enough to be interrupted by a full disk.
 const RANGE: u64 = 16 << 20;
-/// Bytes per read and write: few enough to stay in a processor's cache.
-const BUFFER: usize = 256 << 10;
+/// Bytes per read and write: few enough to stay in a processor's cache. The page cache takes pages that lie together for more, and
+/// on a virtual machine those are the ones that the host has taken back, and gives again one by one.
+const BUFFER: usize = 64 << 10;
 /// Bytes that the disk is given at once while the next are copied.
 const WINDOW: u64 = 16 << 20;
 
