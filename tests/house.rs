@@ -25,7 +25,9 @@ struct Source {
 }
 
 fn sources() -> Vec<Source> {
-    sources_below("src")
+    let sources = sources_below("src");
+    assert!(sources.len() > 5, "sources not found");
+    sources
 }
 
 /// With those of the programs that only benchmarks use.

@@ -17,6 +17,7 @@ pub mod pulse;
 pub mod reply;
 pub mod session;
 mod space;
+mod wanted;
 pub mod worker;
 
 pub use adapter::Adapter;

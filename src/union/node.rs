@@ -18,11 +18,11 @@ use parking_lot::{Mutex, RwLock};
 use rustix::fs::FileType;
 use smallvec::SmallVec;
 
-use crate::union::branch::{At, Presence, RealDir};
+use crate::union::branch::{At, RealDir};
 use crate::union::error::{Errno, Result};
 use crate::union::gone::Lost;
 use crate::union::name::Name;
-use crate::union::stack::{Layers, Stack};
+use crate::union::stack::{Layers, Stack, topmost};
 use crate::union::types::{BranchId, Generation, Ino, NodeId, Time};
 
 /// How many names of one file a node remembers; one would do, a few save look-ups after an unlink.
@@ -239,20 +239,19 @@ impl Node {
         let current = !self.left_behind.load(Ordering::Acquire);
         // When a lower object is deleted behind the union, a new one may have its number.
         let was = || body.before == Some(seen.identity) && self.generation == seen.generation;
-        let now = body.identity == seen.identity && !body.is_another(seen.made);
-        current && self.kind == seen.kind && (now || was())
+        current && self.kind == seen.kind && (body.is_at(seen.identity, seen.made) || was())
     }
 
     /// Whether its real object, by its `body`, is gone, because what was seen has its number.
     pub fn is_gone_for(&self, body: &Body, seen: &Seen) -> bool {
         let current = self.id != NodeId::ROOT && !self.left_behind.load(Ordering::Acquire);
-        current && body.identity == seen.identity && (self.kind != seen.kind || body.is_another(seen.made))
+        let same = self.kind == seen.kind && body.is_at(seen.identity, seen.made);
+        current && body.identity == seen.identity && !same
     }
 
     /// Whether its real object is `identity` now, the one that `made` says if anybody knows.
     pub fn is_at(&self, identity: (u64, u64), made: Generation) -> bool {
-        let body = self.body.read();
-        !self.left_behind.load(Ordering::Acquire) && body.identity == identity && !body.is_another(made)
+        !self.left_behind.load(Ordering::Acquire) && self.body.read().is_at(identity, made)
     }
 
     /// It was seen once more, under `link`.
@@ -315,10 +314,10 @@ impl Node {
             return Err(Errno::NOTDIR);
         }
         let body = self.body.read();
-        match body.links.is_empty() && self.id != NodeId::ROOT {
-            true => Err(if body.lost { Errno::STALE } else { Errno::NOENT }),
-            false => Ok(body.layers.clone()),
+        if !body.links.is_empty() || self.id == NodeId::ROOT {
+            return Ok(body.layers.clone());
         }
+        Err(if body.lost { Errno::STALE } else { Errno::NOENT })
     }
 
     /// A directory's part in the upper, if it has one that can be written.
@@ -378,7 +377,7 @@ impl Body {
         if let Some(fd) = &self.held {
             return Ok(At::Fd(fd.clone()));
         }
-        if let Some(dir) = self.layers.iter().find(|dir| dir.presence != Presence::MarksOnly) {
+        if let Some(dir) = topmost(&self.layers) {
             return dir.itself();
         }
         for link in self.links.iter().filter(|link| link.branch == self.branch) {
@@ -417,10 +416,10 @@ impl Body {
         }
     }
 
-    /// Whether what has the real object's number, and is the one that `made` says, is another one.
-    fn is_another(&self, made: Generation) -> bool {
-        let known = ![self.made, made].contains(&Generation::default());
-        known && self.made != made
+    /// Whether the real object is `identity`, the one that `made` says if anybody knows.
+    fn is_at(&self, identity: (u64, u64), made: Generation) -> bool {
+        let unknown = [self.made, made].contains(&Generation::default());
+        self.identity == identity && (unknown || self.made == made)
     }
 
     /// The layer that belongs to `branch`.

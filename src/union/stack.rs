@@ -25,6 +25,11 @@ use crate::union::types::{BranchId, Trust};
 /// The real directories that make up a directory of the union, top first.
 pub type Layers = SmallVec<[Arc<RealDir>; 2]>;
 
+/// The first of `layers` that is there, though it may be shown empty.
+pub fn topmost(layers: &[Arc<RealDir>]) -> Option<&Arc<RealDir>> {
+    layers.iter().find(|dir| dir.presence != Presence::MarksOnly)
+}
+
 /// One branch.
 pub struct Branch {
     /// Its place in the stack.

@@ -74,18 +74,13 @@ impl Table {
 
     /// The number that is shown for the real object `identity`, if it is known and shows another one than its own.
     pub fn number_of(&self, identity: (u64, u64)) -> Option<Ino> {
-        if self.aliases.is_empty() {
-            return None;
-        }
-        let id = *self.aliases.get(&identity)?;
-        self.known(id).map(|node| node.ino)
+        self.alias_of(identity).and_then(|id| self.known(id)).map(|node| node.ino)
     }
 
     /// The node of the real object `identity`, the one that `made` says, of which it is known that it is one of `kind` and would show
     /// `own` if it had no origin. `None` also for one that shows another's number and that nobody has looked up since it does.
     pub fn node_of(&self, (identity, made): ((u64, u64), Generation), kind: FileType, own: Ino) -> Option<Arc<Node>> {
-        let alias = if self.aliases.is_empty() { None } else { self.aliases.get(&identity).map(|alias| *alias) };
-        let node = self.known(alias.unwrap_or(NodeId(own.0)))?;
+        let node = self.known(self.alias_of(identity).unwrap_or(NodeId(own.0)))?;
         let is = node.kind == kind && node.is_at(identity, made);
         is.then_some(node)
     }
@@ -108,7 +103,8 @@ impl Table {
         self.nodes.is_empty()
     }
 
-    /// The node for what was seen, counted once more. `lose` is told of a node whose real object seems to be gone for that.
+    /// The node for what was seen, counted once more. `lose` is told of a node that is called alike and is another
+    /// one: its real object may be gone for that.
     pub fn enter(&self, seen: Seen, index: Option<At>, link: Link, lose: impl Fn(&Arc<Node>, &Seen)) -> Arc<Node> {
         let mut id = self.id_of(&seen);
         loop {
@@ -135,10 +131,7 @@ impl Table {
                         return node;
                     }
                     drop(occupied);
-                    let gone = node.is_gone_for(&node.body.read(), &seen);
-                    if gone {
-                        lose(&node, &seen);
-                    }
+                    lose(&node, &seen);
                 }
             }
             id = self.alias(&seen, Some(id));
@@ -155,11 +148,15 @@ impl Table {
         *alias
     }
 
+    /// By which other number the real object `identity` is known.
+    fn alias_of(&self, identity: (u64, u64)) -> Option<NodeId> {
+        // Mostly there are none, and no part of the map need be locked.
+        if self.aliases.is_empty() { None } else { self.aliases.get(&identity).map(|alias| *alias) }
+    }
+
     fn id_of(&self, seen: &Seen) -> NodeId {
-        if !self.aliases.is_empty()
-            && let Some(id) = self.aliases.get(&seen.identity)
-        {
-            return *id;
+        if let Some(id) = self.alias_of(seen.identity) {
+            return id;
         }
         if seen.ino.0 > NodeId::ROOT.0 && !is_alias(seen.ino.0) {
             return NodeId(seen.ino.0);
@@ -195,7 +192,7 @@ impl Table {
 
     /// The nodes that may stand for a real object of this identity, shown under this number.
     pub fn numbered(&self, identity: (u64, u64), ino: Ino) -> Vec<NodeId> {
-        let alias = self.aliases.get(&identity).map(|alias| *alias);
+        let alias = self.alias_of(identity);
         let own = Some(NodeId(ino.0)).filter(|id| self.nodes.contains_key(id));
         alias.into_iter().chain(own).collect()
     }

@@ -11,6 +11,8 @@
 
 mod serve;
 mod tree;
+#[path = "../../../src/fuse/wanted.rs"]
+mod wanted;
 mod wire;
 
 use std::io::{self, Read, Write};
@@ -23,27 +25,15 @@ use rustix::thread::CpuSet;
 
 use fuser::{BackingId, Config, Filesystem, InitFlags, KernelConfig, MountOption, Request, Session, SessionACL};
 
-use serve::{Hollow, MAX_DATA};
+use serve::Hollow;
 use tree::Tree;
+use wanted::{MAX_DATA, STACK_DEPTH, WANTED};
 
 /// The most threads, as cowfs has.
 const MOST_THREADS: usize = 4;
 
-/// What cowfs asks for by default, `src/fuse/offer.rs`.
-const WANTED: InitFlags = InitFlags::FUSE_PARALLEL_DIROPS
-    .union(InitFlags::FUSE_ATOMIC_O_TRUNC)
-    .union(InitFlags::FUSE_CACHE_SYMLINKS)
-    .union(InitFlags::FUSE_AUTO_INVAL_DATA)
-    .union(InitFlags::FUSE_DONT_MASK)
-    .union(InitFlags::FUSE_HAS_IOCTL_DIR)
-    .union(InitFlags::FUSE_NO_OPENDIR_SUPPORT)
-    .union(InitFlags::FUSE_EXPORT_SUPPORT)
-    .union(InitFlags::FUSE_ASYNC_DIO)
-    .union(InitFlags::FUSE_HANDLE_KILLPRIV_V2)
-    .union(InitFlags::FUSE_DO_READDIRPLUS)
-    .union(InitFlags::FUSE_READDIRPLUS_AUTO)
-    .union(InitFlags::FUSE_POSIX_ACL)
-    .union(InitFlags::FUSE_PASSTHROUGH);
+/// What cowfs asks for by default beside that, `src/fuse/offer.rs`.
+const BY_DEFAULT: InitFlags = InitFlags::FUSE_POSIX_ACL.union(InitFlags::FUSE_PASSTHROUGH);
 
 /// The start of the connection.
 struct Greeter;
@@ -51,10 +41,10 @@ struct Greeter;
 impl Filesystem for Greeter {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
         let refused = |what: &str| io::Error::other(format!("the kernel refuses {what}"));
-        let wanted = WANTED & config.capabilities();
+        let wanted = WANTED.union(BY_DEFAULT) & config.capabilities();
         config.add_capabilities(wanted).map_err(|flags| refused(&format!("{flags:?}")))?;
-        config.set_max_write(MAX_DATA as u32).map_err(|_| refused("large writes"))?;
-        config.set_max_stack_depth(1).map_err(|_| refused("to lie under another filesystem"))?;
+        config.set_max_write(MAX_DATA).map_err(|_| refused("large writes"))?;
+        config.set_max_stack_depth(STACK_DEPTH).map_err(|_| refused("to lie under another filesystem"))?;
         Ok(())
     }
 }

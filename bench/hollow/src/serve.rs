@@ -18,7 +18,7 @@ use crate::tree::{Dir, Tree};
 use crate::wire::{ATTR, Asked, ENTRY, Entry, OUT_HEAD, TTL, put32, put64};
 
 /// The largest request for data, in bytes.
-pub(crate) const MAX_DATA: usize = 1 << 20;
+const MAX_DATA: usize = crate::wanted::MAX_DATA as usize;
 const PAGE: usize = 4096;
 
 #[repr(align(4096))]

@@ -45,12 +45,11 @@ impl Union {
         fds
     }
 
-    /// The real object of `node` is gone: what was seen has its number. The kernel may know the node for a while, by a name that
-    /// it will look up anew when it hears `ESTALE`.
+    /// If the real object of `node` is gone, since what was seen has its number, nothing leads to the node any more. The kernel may know it
+    /// for a while, by a name that it will look up anew when it hears `ESTALE`.
     pub(super) fn lose(&self, node: &Arc<Node>, seen: &Seen) {
         let names = {
             let mut body = node.body.write();
-            // It may have got a copy since.
             if !node.is_gone_for(&body, seen) {
                 return;
             }

@@ -278,7 +278,7 @@ impl Union {
         let (kind, branch, made) = (stat.kind(), Stack::UPPER, self.made(Stack::UPPER, &stat));
         let seen = Seen { ino, generation, kind, identity, made, branch, layers, lost: None };
         let link = Link { parent: free.parent.clone(), name: free.name.clone(), branch: Stack::UPPER };
-        let node = self.table.enter(seen, None, link, |node, seen| self.lose(node, seen));
+        let node = self.count(seen, None, link);
         {
             let mut body = node.body.write();
             if body.identity == identity {

@@ -33,7 +33,7 @@ use crate::union::name::Name;
 use crate::union::node::{Body, Link, Node, Seen};
 use crate::union::ops::open::stat_of;
 use crate::union::resolve::{Found, find};
-use crate::union::stack::Stack;
+use crate::union::stack::{Stack, topmost};
 use crate::union::types::{Attr, BranchId, Entry, Generation, Ino};
 
 /// A name as a program gives it.
@@ -60,15 +60,19 @@ impl Union {
         let mut stat = *found.stat();
         let node = match found {
             Found::Dir(layers, stat) => {
-                let known = layers.iter().find(|dir| dir.presence != Presence::MarksOnly);
-                let known = known.and_then(|top| self.known(top, &stat));
+                let known = topmost(&layers).and_then(|top| self.known(top, &stat));
                 let seen = self.seen_dir(layers, &stat, known.as_deref())?;
                 let link = Link { parent: parent.clone(), name: name.clone(), branch: seen.branch };
-                self.table.enter(seen, None, link, |node, seen| self.lose(node, seen))
+                self.count(seen, None, link)
             }
             Found::Leaf(dir, _) => self.enter_leaf(parent, name, &dir, &mut stat)?,
         };
         self.told(node, &stat)
+    }
+
+    /// The node for what was seen, counted once more.
+    fn count(&self, seen: Seen, index: Option<At>, link: Link) -> Arc<Node> {
+        self.table.enter(seen, index, link, |node, seen| self.lose(node, seen))
     }
 
     /// A node that has just been counted, and what it shows. If that cannot be told, nobody hears of it.
@@ -95,7 +99,7 @@ impl Union {
             let link = Link { parent: parent.clone(), name: name.clone(), branch };
             let settled = in_index.is_some();
             look();
-            let node = self.table.enter(seen, in_index, link, |node, seen| self.lose(node, seen));
+            let node = self.count(seen, in_index, link);
             if settled || !self.is_outrun(&node, dir, name, &lower)? {
                 return Ok(node);
             }
@@ -131,7 +135,7 @@ impl Union {
 
     /// A directory made of `layers`; `known` is the node that has it, if that is known.
     fn seen_dir(&self, layers: crate::union::stack::Layers, stat: &Stat, known: Option<&Node>) -> Result<Seen> {
-        let top = layers.iter().find(|dir| dir.presence != Presence::MarksOnly).ok_or(Errno::IO)?;
+        let top = topmost(&layers).ok_or(Errno::IO)?;
         let (branch, identity) = (top.branch, top.identity());
         let (ino, generation) = match (known, top.place()) {
             (Some(known), _) => (known.ino, known.generation),

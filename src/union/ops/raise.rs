@@ -72,8 +72,7 @@ impl Union {
         body.layers.retain(|layer| !self.stack.is_upper(layer.branch));
         body.layers.insert(0, dir.child(&link.name, &fresh, crate::union::branch::Presence::Real, false));
         body.before = Some(body.identity);
-        body.branch = Stack::UPPER;
-        (body.identity, body.made) = (fresh.identity(), self.made(Stack::UPPER, &fresh));
+        self.comes_up(&mut body, &fresh);
         Ok(())
     }
 
@@ -111,6 +110,12 @@ impl Union {
             Err(Errno::OPNOTSUPP) => Ok(()),
             other => other,
         }
+    }
+
+    /// The real object of the node whose body is given is the copy with these attributes from now on.
+    fn comes_up(&self, body: &mut Body, copy: &Stat) {
+        body.branch = Stack::UPPER;
+        (body.identity, body.made) = (copy.identity(), self.made(Stack::UPPER, copy));
     }
 
     /// The upper's object of `node`, whose body is given, is about to get a name in `dir`. It may show another number than its
@@ -198,8 +203,7 @@ impl Union {
         self.settle_index(upper, &mut body, entry);
         body.remember(Link { branch: Stack::UPPER, ..link.clone() });
         body.before = Some(body.identity);
-        body.branch = Stack::UPPER;
-        (body.identity, body.made) = (fresh.identity(), self.made(Stack::UPPER, &fresh));
+        self.comes_up(&mut body, &fresh);
         body.gone = 0;
         body.data = match wanted {
             Wanted::Bytes(_) => Data::Own,
@@ -285,8 +289,7 @@ impl Union {
         body.gone = 0;
         // Lower names that cannot lead to the copy show another file from now on.
         body.before = by_index.then_some(body.identity);
-        body.branch = Stack::UPPER;
-        (body.identity, body.made) = (fresh.identity(), self.made(Stack::UPPER, &fresh));
+        self.comes_up(&mut body, &fresh);
         body.data = Data::Own;
         node.replaced();
         Ok(())
